@@ -1,0 +1,80 @@
+# Everything a person starts. `make help` lists it.
+#
+#   PYTHON=...   the interpreter to build on (3.11 or newer; found by itself otherwise)
+#   PIP_*        pip's own settings decide where packages come from
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help demo smoke up test test-vllm lint format bench-batching engine lock lock-engine clean distclean
+
+PY := .venv/bin/python
+CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
+ARGS ?=
+
+# One recipe makes .venv; which lock it is made from decides what is in it. What developers need contains what
+# the server needs, so the larger environment serves for both.
+SERVER_ENV = @scripts/bootstrap requirements/server.lock requirements/dev.lock
+DEV_ENV = @scripts/bootstrap requirements/dev.lock
+
+help: ## what there is
+	@echo "GPU Torrent"; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "Variables: PORT=8000 HOST=127.0.0.1 MODEL=<Hugging Face id, folder or NAME=FOLDER> WORKERS=1"
+	@echo "           PYTHON=python3.12 ENGINE_PYTHON=<a Python that has vLLM>"
+
+demo: ## everything on this machine with real vLLM, until Ctrl-C
+	$(SERVER_ENV)
+	@exec $(PY) -m gputorrent demo $(ARGS)
+
+smoke: ## the same, asks one question and exits; the last line is JSON
+	$(SERVER_ENV)
+	@exec $(PY) -m gputorrent smoke $(ARGS)
+
+up: ## the coordinator alone, in production mode, from the environment
+	$(SERVER_ENV)
+	@exec $(PY) -m gputorrent up $(ARGS)
+
+test: ## unit and journey tests on SQLite, then the database's part on PostgreSQL
+	$(DEV_ENV)
+	$(PY) -m pytest -m "not vllm" $(ARGS)
+	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(POSTGRES_TESTS) $(ARGS)
+
+test-vllm: ## the journey on real vLLM (minutes)
+	$(DEV_ENV)
+	@$(PY) -m gputorrent engine
+	$(PY) -m pytest -m vllm $(ARGS)
+
+lint: ## ruff and mypy
+	$(DEV_ENV)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy $(CHECKED)
+
+format: ## let ruff format the code
+	$(DEV_ENV)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+engine: ## install vLLM and the demo's model, nothing else
+	$(SERVER_ENV)
+	@exec $(PY) -m gputorrent engine
+
+bench-batching: ## tokens/s through the agent against vLLM alone
+	$(DEV_ENV)
+	@$(PY) -m gputorrent engine
+	@exec $(PY) -m benchmarks.batching $(ARGS)
+
+lock: ## pin our packages anew
+	$(DEV_ENV)
+	@scripts/uv pip compile -q --universal --python-version 3.11 --no-header -o requirements/server.lock pyproject.toml
+	@scripts/uv pip compile -q --universal --python-version 3.11 --no-header --extra dev -o requirements/dev.lock pyproject.toml
+
+lock-engine: ## pin the engine's packages anew
+	$(DEV_ENV)
+	@requirements/lock-engine.sh $(CURDIR)/scripts/uv
+
+clean: ## remove what runs and tests left (.data stays: it is yours)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build ./*.egg-info
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environments and the cached model as well
+	rm -rf .venv .venv-engine .cache

@@ -1,0 +1,71 @@
+"""The ASGI application: what a web process serves, and what it starts and stops.
+
+lifespan   the gateway (dispatcher, watch, keys)
+http       completions by the lean door; everything else by Django; static files in front
+websocket  Channels
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gputorrent.settings")
+
+from django.core.asgi import get_asgi_application
+
+django_application = get_asgi_application()  # before anything that imports models
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+
+from api import gateway, lean  # noqa: E402
+from gputorrent.body_limit import BodyLimit  # noqa: E402
+from gputorrent.urls import websocket_urlpatterns  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_websocket = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)))
+
+
+async def _http(scope: Scope, receive: Receive, send: Send) -> None:
+    if lean.takes(scope):
+        await lean.serve(scope, receive, send)
+    else:
+        await django_application(scope, receive, send)  # type: ignore[arg-type]
+
+
+_limited = BodyLimit(_http)
+
+
+async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    here = gateway.Gateway()
+    try:
+        await here.start()
+    except Exception as e:  # noqa: BLE001 - the server wants a message, not an exception
+        log.error("cannot start: %s: %s", type(e).__name__, e)
+        await send({"type": "lifespan.startup.failed", "message": f"{type(e).__name__}: {e}"})
+        return
+    scope["state"][gateway.STATE] = here
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await here.stop()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    match scope["type"]:
+        case "http":
+            await _limited(scope, receive, send)
+        case "websocket":
+            await _websocket(scope, receive, send)
+        case "lifespan":
+            await _lifespan(scope, receive, send)

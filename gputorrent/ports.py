@@ -1,0 +1,34 @@
+"""Which port to listen on."""
+
+from __future__ import annotations
+
+import socket
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there now. Somebody else may still take it the next moment."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as s:
+        # As servers do: a port that only has connections in TIME_WAIT counts as free.
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def any_free(host: str = "127.0.0.1") -> int:
+    """A port that was free a moment ago, chosen by the kernel."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
+        s.bind((host, 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def next_free(first: int, host: str = "127.0.0.1", tries: int = 100) -> int:
+    """`first`, or the next port above it on which nothing listens. Raises OSError when there is none."""
+    for port in range(first, min(first + tries, 65536)):
+        if is_free(port, host):
+            return port
+    raise OSError(f"no free port between {first} and {first + tries - 1} on {host}")

@@ -1,0 +1,111 @@
+"""The one Redis client of the coordinator, blocking and async.
+
+Everything here raises `redis.exceptions.RedisError`; callers at a border turn it into what their side
+understands. The async side has `Pipe`, which gathers the commands of one turn of the event loop into a
+single write: a thousand requests at once share one connection instead of opening a thousand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import redis
+import redis.asyncio
+from django.conf import settings
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
+from redis.retry import Retry
+
+ANSWER_SECONDS = 2.5
+"""How long one command may take before the request in front of it is refused with 503."""
+
+
+@functools.cache
+def blocking() -> redis.Redis:
+    """The blocking client of this process (commands, tasks, admin, agents' doors)."""
+    return redis.Redis.from_url(
+        settings.REDIS_URL,
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=ANSWER_SECONDS,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        health_check_interval=30,
+        client_name="gputorrent-blocking",
+    )
+
+
+def asynchronous(*, answer_seconds: float | None = ANSWER_SECONDS) -> redis.asyncio.Redis:
+    """A new async client. It belongs to the event loop that first uses it; close it with `aclose`."""
+    return redis.asyncio.Redis.from_url(
+        settings.REDIS_URL,
+        socket_timeout=answer_seconds,
+        socket_connect_timeout=ANSWER_SECONDS,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 1),
+        client_name="gputorrent-web",
+    )
+
+
+class Pipe:
+    """Commands given in one turn of the loop go out together, in order, over one connection.
+
+    While one batch is under way the next gathers, so the cost of a trip is shared the more the busier it
+    is, and nothing waits on a timer. Commands are not a transaction.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._client = client
+        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def send(self, *command: Any) -> asyncio.Future[Any]:
+        """Queue a command. The future gives its answer or raises its `RedisError`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((command, future))
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._drain())
+        return future
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            pipe = self._client.pipeline(transaction=False)
+            for command, _ in batch:
+                pipe.execute_command(*command)
+            try:
+                answers = await pipe.execute(raise_on_error=False)
+            except (redis.RedisError, OSError) as e:
+                failure = e if isinstance(e, redis.RedisError) else RedisConnectionError(str(e))
+                answers = [failure] * len(batch)
+            except BaseException:
+                for _, future in batch:
+                    future.cancel()
+                raise
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, BaseException):
+                    future.set_exception(answer)
+                    future.exception()  # a caller that has left must not raise "never retrieved"
+                else:
+                    future.set_result(answer)
+
+
+class Script:
+    """A Lua script called by its hash over a `Pipe`; loaded again when Redis has forgotten it."""
+
+    def __init__(self, pipe: Pipe, source: str) -> None:
+        import hashlib
+
+        self._pipe = pipe
+        self._source = source
+        self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, *arguments: Any) -> Any:
+        """Run with no KEYS: our scripts build their keys, so Redis Cluster is not supported."""
+        try:
+            return await self._pipe.send("EVALSHA", self._sha, 0, *arguments)
+        except NoScriptError:
+            return await self._pipe.send("EVAL", self._source, 0, *arguments)

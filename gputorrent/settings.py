@@ -1,0 +1,269 @@
+"""Every setting of the coordinator, read from the environment once, here.
+
+Precedence: environment, then the default below. `python manage.py check` says what does not fit together.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+
+# -- helpers of this file ------------------------------------------------------------------------------
+
+
+def _text(name: str, default: str = "") -> str:
+    """An environment variable, or the contents of the file that NAME_FILE points at (for secrets)."""
+    path = os.environ.get(f"{name}_FILE")
+    if path:
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except OSError as e:
+            raise ImproperlyConfigured(f"{name}_FILE: cannot read {path}: {e.strerror}") from None
+    return os.environ.get(name, default)
+
+
+def _number(name: str, default: float, at_least: float = 0.0) -> float:
+    raw = os.environ.get(name, "")
+    if not raw:
+        return default
+    try:
+        value = float(raw)
+    except ValueError:
+        raise ImproperlyConfigured(f"{name}={raw!r} is not a number") from None
+    if not at_least <= value < 1e12:  # also refuses NaN
+        raise ImproperlyConfigured(f"{name}={raw!r} must be at least {at_least:g}")
+    return value
+
+
+def _flag(name: str, default: bool) -> bool:
+    raw = os.environ.get(name, "").lower()
+    if raw in {"", "0", "false", "no", "off", "1", "true", "yes", "on"}:
+        return default if not raw else raw in {"1", "true", "yes", "on"}
+    raise ImproperlyConfigured(f"{name}={raw!r} is neither true nor false")
+
+
+def _list(name: str, default: str = "") -> list[str]:
+    return [part.strip() for part in os.environ.get(name, default).split(",") if part.strip()]
+
+
+# -- who we are ----------------------------------------------------------------------------------------
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(os.environ.get("GPUTORRENT_DATA_DIR") or BASE_DIR / ".data")
+
+MODE = os.environ.get("GPUTORRENT_MODE") or "development"
+if MODE not in {"development", "production"}:
+    raise ImproperlyConfigured(f"GPUTORRENT_MODE={MODE!r}: use development or production")
+PRODUCTION = MODE == "production"
+DEBUG = False  # a debug page would show prompts and keys to whoever provokes an error
+
+
+def _secret_key() -> str:
+    key = _text("SECRET_KEY")
+    if PRODUCTION:
+        if len(key) < 32 or len(set(key)) < 5 or key.startswith("django-insecure"):
+            raise ImproperlyConfigured(
+                "SECRET_KEY is missing or too weak for production: set it to at least 32 random characters, "
+                'for example: export SECRET_KEY="$(openssl rand -hex 32)"'
+            )
+        return key
+    if key:
+        return key
+    # In development the key is made once and kept, so that sessions and API keys outlive a restart.
+    DATA_DIR.mkdir(parents=True, exist_ok=True)
+    path = DATA_DIR / "secret_key"
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as f:
+            f.write(secrets.token_hex(32))
+    except FileExistsError:
+        pass
+    # The process that lost the race may look before the winner has written.
+    for _ in range(100):
+        key = path.read_text(encoding="ascii")
+        if key:
+            return key
+    raise ImproperlyConfigured(f"{path} is empty: remove it and start again")
+
+
+SECRET_KEY = _secret_key()
+API_KEY_PEPPER = _text("GPUTORRENT_API_KEY_PEPPER") or SECRET_KEY
+"""Mixed into the stored hash of every API key, enrolment token and node secret."""
+
+ALLOWED_HOSTS = _list("ALLOWED_HOSTS", "*" if not PRODUCTION else "localhost,127.0.0.1,[::1]")
+CSRF_TRUSTED_ORIGINS = _list("CSRF_TRUSTED_ORIGINS")
+ROOT_URLCONF = "gputorrent.urls"
+ASGI_APPLICATION = "gputorrent.asgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels",
+    "rest_framework",
+    "adrf",
+    "django_rq",
+    "nodes",
+    "jobs",
+    "api",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA_DIR / "static"
+SERVESTATIC_USE_FINDERS = True  # straight from the packages: nothing to collect first
+SERVESTATIC_AUTOREFRESH = False
+
+# Behind a proxy that ends TLS: cookies travel over HTTPS only, and the proxy's word on the scheme is taken.
+HTTPS = _flag("GPUTORRENT_HTTPS", False)
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SESSION_COOKIE_HTTPONLY = True
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_CONTENT_TYPE_NOSNIFF = True
+X_FRAME_OPTIONS = "DENY"
+
+# -- database: the ledger ------------------------------------------------------------------------------
+
+
+def _database() -> dict[str, Any]:
+    url = _text("DATABASE_URL")
+    if not url:
+        DATA_DIR.mkdir(parents=True, exist_ok=True)
+        url = f"sqlite:///{DATA_DIR / 'gputorrent.sqlite3'}"
+    try:
+        config: dict[str, Any] = dict(dj_database_url.parse(url))
+    except (ValueError, KeyError) as e:
+        raise ImproperlyConfigured(f"DATABASE_URL cannot be read: {type(e).__name__}") from None
+    options = config.setdefault("OPTIONS", {})
+    if config["ENGINE"].endswith("sqlite3"):
+        # Without these, concurrent writers get "database is locked" (measured: 48 of 600; 0 with).
+        options.update(
+            transaction_mode="IMMEDIATE",
+            timeout=10,
+            init_command="PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        )
+    else:
+        # A pool, since every thread that Django's async bridge uses would otherwise hold its own connection.
+        options.setdefault("connect_timeout", 5)
+        options.setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 5})
+    return config
+
+
+DATABASES = {"default": _database()}
+
+# -- Redis: the wire -----------------------------------------------------------------------------------
+REDIS_URL = _text("REDIS_URL", "redis://127.0.0.1:6379/0")
+REDIS_PUBLIC_URL = _text("GPUTORRENT_REDIS_PUBLIC_URL")
+"""How agents reach Redis (without credentials). Default: the host and port of REDIS_URL, and where that is
+a loopback address, the host by which the agent reached the coordinator."""
+
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {"hosts": [REDIS_URL], "prefix": "gt:channels"},
+    }
+}
+
+# -- deferred work (django-rq) -------------------------------------------------------------------------
+# JSON on both sides: whoever could write a pickle into these queues could run any code. Our `jobworker`
+# command gives its workers the same serializer, which django-rq's own `rqworker` would not.
+RQ_QUEUES = {
+    name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 120, "SERIALIZER": "rq.serializers.JSONSerializer"}
+    for name in ("routing", "maintenance")
+}
+
+# -- limits and times (seconds, bytes) -----------------------------------------------------------------
+MAX_BODY_BYTES = int(_number("GPUTORRENT_MAX_BODY_BYTES", 10 * 1024 * 1024, 1024))
+MAX_RESULT_BYTES = 64 * 1024 * 1024
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_RESULT_BYTES
+
+HEARTBEAT_SECONDS = _number("GPUTORRENT_HEARTBEAT_SECONDS", 10, 0.05)
+UNHEALTHY_AFTER_SECONDS = _number("GPUTORRENT_UNHEALTHY_AFTER_SECONDS", 60, 0.1)
+LEASE_REFRESH_SECONDS = _number("GPUTORRENT_LEASE_REFRESH_SECONDS", 2, 0.05)
+LEASE_SECONDS = _number("GPUTORRENT_LEASE_SECONDS", 6, 0.1)
+SNAPSHOT_SECONDS = _number("GPUTORRENT_SNAPSHOT_SECONDS", 0.25, 0.01)
+RECORD_SECONDS = _number("GPUTORRENT_RECORD_SECONDS", 0.25, 0.01)
+SWEEP_SECONDS = _number("GPUTORRENT_SWEEP_SECONDS", 5, 0.1)
+
+FIRST_TOKEN_SECONDS = _number("GPUTORRENT_FIRST_TOKEN_SECONDS", 120, 0.1)
+STALL_SECONDS = _number("GPUTORRENT_STALL_SECONDS", 30, 0.1)
+TOTAL_SECONDS = _number("GPUTORRENT_TOTAL_SECONDS", 3600, 0.1)
+QUEUE_SECONDS = _number("GPUTORRENT_QUEUE_SECONDS", 60, 0)
+QUEUE_PER_MODEL = int(_number("GPUTORRENT_QUEUE_PER_MODEL", 1000, 0))
+QUEUE_TOTAL = int(_number("GPUTORRENT_QUEUE_TOTAL", 5000, 0))
+ATTEMPTS = 3
+NODE_BYTES = int(_number("GPUTORRENT_NODE_BYTES", 256 * 1024 * 1024, 1024))
+"""Bodies that may be under way to one node at a time."""
+STREAM_BUFFER_BYTES = int(_number("GPUTORRENT_STREAM_BUFFER_BYTES", 8 * 1024 * 1024, 1024))
+"""What a client that reads slowly may have waiting for it before its job is ended."""
+JOB_TTL_SECONDS = _number("GPUTORRENT_JOB_TTL_SECONDS", 7 * 86400, 1)
+RESULT_TTL_SECONDS = _number("GPUTORRENT_RESULT_TTL_SECONDS", 86400, 1)
+
+LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
+"""Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""
+
+# -- REST framework ------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "api.negotiation.AlwaysJSON",
+    "EXCEPTION_HANDLER": "api.errors.drf_exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+
+# -- logs ----------------------------------------------------------------------------------------------
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": _text("GPUTORRENT_LOG_LEVEL", "INFO")},
+    "loggers": {
+        "rq": {"level": "WARNING"},
+        "httpx": {"level": "WARNING"},
+        "django.request": {"level": "ERROR"},
+    },
+}

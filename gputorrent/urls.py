@@ -1,0 +1,21 @@
+"""All paths. Callers' and agents' paths carry no trailing slash."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.urls import include, path
+from django.views.generic import RedirectView
+
+urlpatterns = [
+    path("", include("api.urls")),
+    path("", include("nodes.urls")),
+    path("", include("jobs.urls")),
+    path("admin/django-rq/", include("django_rq.urls")),
+    path("admin/", admin.site.urls),
+    path("", RedirectView.as_view(pattern_name="admin:index")),
+]
+
+websocket_urlpatterns: list[Any] = []
+
+handler404 = "api.views.no_such_path"
+handler500 = "api.views.server_error"

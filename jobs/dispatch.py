@@ -1,0 +1,386 @@
+"""What can be done with a job whose caller waits: begin, follow, leave. And the errors it may end with.
+
+    JobError
+    +-- NoSuchModel        nobody here offers the model
+    +-- NoWorkers          somebody did, but no live node does now
+    +-- QueueFull          too many wait already
+    +-- QueueTimeout       waited too long
+    +-- FirstTokenTimeout  placed, but no answer began in time
+    +-- UpstreamFailed     every attempt failed, or the answer broke off
+    +-- BrokerUnavailable  Redis is away
+
+A `Dispatcher` belongs to one web process. `jobs.watch` looks at its jobs a few times a second and ends what
+is overdue, so a request costs no timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
+
+import redis
+from django.conf import settings
+
+from gputorrent.redis import Pipe, asynchronous
+from jobs import interactive, routing
+from jobs.board import Board, Full, Placed, Waiting
+from jobs.interactive import InteractiveJob, Lost, Request
+from jobs.lifecycle import Move
+from jobs.mailbox import Mailbox
+from jobs.recorder import Recorder
+from nodes.view import Snapshot
+from worker_agent.contract import Chunk, Done, Failed, ModelState, Outcome, Work
+
+log = logging.getLogger(__name__)
+
+
+class JobError(Exception):
+    """A job ended without an answer. `code` is stable, the message is for people and holds no prompt."""
+
+    code = "internal_error"
+    move = Move.FAIL
+    retry_after: float | None = None
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class NoSuchModel(JobError):
+    code = "model_not_found"
+
+
+class NoWorkers(JobError):
+    code = "no_workers"
+    retry_after = 10.0
+
+
+class QueueFull(JobError):
+    code = "queue_full"
+    retry_after = 5.0
+
+
+class QueueTimeout(JobError):
+    code = "queue_timeout"
+    move = Move.EXPIRE
+    retry_after = 5.0
+
+
+class FirstTokenTimeout(JobError):
+    code = "first_token_timeout"
+
+
+class UpstreamFailed(JobError):
+    code = "upstream_failed"
+
+
+class BrokerUnavailable(JobError):
+    code = "broker_unavailable"
+    retry_after = 2.0
+
+
+class Dispatcher:
+    """The live jobs of one web process, and the parts they need."""
+
+    def __init__(self) -> None:
+        self._client = asynchronous()
+        pipe = Pipe(self._client)
+        self.pipe = pipe
+        self.board = Board(pipe)
+        self.mailbox = Mailbox(pipe)
+        self.snapshot = Snapshot()
+        self.recorder = Recorder()
+        self.in_flight: dict[str, int] = {}
+        """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
+        self.jobs: dict[str, InteractiveJob] = {}
+        self._effects: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Open the wire. Raises `redis.RedisError` when Redis is away."""
+        await self.mailbox.start()
+        self.recorder.start()
+
+    async def stop(self) -> None:
+        """End what is left, write the records, close the wire."""
+        for job in list(self.jobs.values()):
+            self.abandon(job)
+        if self._effects:
+            await asyncio.wait(self._effects, timeout=2.0)
+        await self.mailbox.stop()
+        await self.recorder.stop()
+        await self._client.aclose()
+
+    # -- the three verbs -----------------------------------------------------------------------------
+
+    async def begin(self, request: Request) -> tuple[InteractiveJob, Chunk | Done]:
+        """Place a job and wait for the first of its answer, trying other nodes while nothing has come.
+
+        Returns the job with its first chunk, or the whole answer (whose `status` may be a 4xx: the
+        caller's mistake). Raises `JobError`. A caller that leaves cancels this coroutine, which ends the job.
+        """
+        job = InteractiveJob(interactive.new_job_id(), request, settings.STREAM_BUFFER_BYTES)
+        self.jobs[job.id] = job
+        try:
+            while True:
+                await self._place(job)
+                self.recorder.note(job)
+                event = await job.next()
+                if isinstance(event, Chunk | Done):
+                    if isinstance(event, Done):
+                        self._finished(job, event)
+                    return job, event
+                await self._attempt_failed(job, event)
+        except JobError as e:
+            self._end(job, e.move, code=e.code, message=str(e))
+            raise
+        except BaseException:
+            self.abandon(job)
+            raise
+
+    async def follow(self, job: InteractiveJob) -> AsyncGenerator[bytes, None]:
+        """What comes after the first chunk, to the end. Raises `UpstreamFailed` when it breaks off.
+
+        Closing the iterator early is the caller leaving.
+        """
+        try:
+            while True:
+                event = await job.next()
+                if isinstance(event, Chunk):
+                    yield event.data
+                elif isinstance(event, Done):
+                    self._finished(job, event)
+                    yield event.body
+                    return
+                else:
+                    error = UpstreamFailed(_in_words(event))
+                    self._stop_attempt(job, event)
+                    self._end(job, Move.FAIL, code=error.code, message=str(error))
+                    raise error
+        finally:
+            if not job.ended:
+                self.abandon(job)
+
+    def abandon(self, job: InteractiveJob, code: str = "client_closed") -> None:
+        """The caller has gone: stop the work. The slot comes back when the node has stopped."""
+        if job.left_at or job.ended:
+            return
+        job.left_at = time.monotonic()
+        job.move(Move.CANCEL)
+        job.error_code = code
+        self.recorder.note(job)
+        if job.attempt == 0 or job.current.outcome:
+            self._forget(job)  # between two attempts: nothing holds a slot
+        elif not job.node:
+            self._effect(self._leave_queue(job))
+        self.stop_left(job)
+
+    def stop_left(self, job: InteractiveJob) -> None:
+        """Tell the node to stop what nobody waits for any more, once it is known which node that is.
+
+        The job stays known to the mailbox until the node has answered (see `jobs.watch`).
+        """
+        if job.node and not job.cancel_sent and not job.current.outcome:
+            job.cancel_sent = True
+            self._effect(self.mailbox.cancel(job.node, job.id, job.attempt))
+
+    async def _leave_queue(self, job: InteractiveJob) -> None:
+        # If it does not wait, the board has just placed it, and the word of that is on its way.
+        if await self.board.leave(job.id):
+            self.clear_abandoned(job)
+
+    def clear_abandoned(self, job: InteractiveJob) -> None:
+        """The node has stopped an abandoned attempt, or is not going to say so."""
+        job.attempt_over(Outcome.CANCELLED, "the caller left")
+        self._release(job)
+        self._forget(job)
+        self.recorder.note(job)
+
+    def stop_waiting(self, job: InteractiveJob, lost: Lost) -> None:
+        """Take a job off the board and end its wait, unless the board has just placed it."""
+        if not job.leaving:
+            job.leaving = True
+            self._effect(self._stop_waiting(job, lost))
+
+    async def _stop_waiting(self, job: InteractiveJob, lost: Lost) -> None:
+        try:
+            # If it does not wait, the board has just placed it, and the word of that is on its way; when
+            # none comes (Redis lost it), the watch calls again and the wait ends all the same.
+            left = await self.board.leave(job.id)
+            job.leave_tries += 1
+            if left or (not job.node and job.leave_tries > 4):
+                job.give_up(lost)
+        finally:
+            job.leaving = False
+
+    # -- placing -------------------------------------------------------------------------------------
+
+    async def _place(self, job: InteractiveJob) -> None:
+        """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
+        request = job.request
+        tried = {t.node for t in job.tries if t.node}
+        decision = routing.choose(self.candidates(request.model), tried)
+        if isinstance(decision, routing.Refuse):
+            raise self._refusal(job, decision.why)
+        job.claim()
+        self.mailbox.expect(job.id, job)
+        work = Work(
+            job=job.id,
+            attempt=job.attempt,
+            lease=job.lease,
+            reply=self.mailbox.web,
+            model=request.model,
+            path=request.path,
+            body=request.body,
+            stream=request.stream,
+            hide_usage=request.hide_usage,
+            first_token_seconds=settings.FIRST_TOKEN_SECONDS,
+            stall_seconds=settings.STALL_SECONDS,
+            total_seconds=settings.TOTAL_SECONDS,
+        )
+        order = decision.order if isinstance(decision, routing.Place) else ()
+        reservation = asyncio.ensure_future(
+            self.board.reserve(
+                work,
+                [scored.node for scored in order],
+                tenant=request.tenant,
+                priority=request.priority,
+                wait_seconds=settings.QUEUE_SECONDS,
+                tried=tried,
+            )
+        )
+        try:
+            answer = await asyncio.shield(reservation)
+        except asyncio.CancelledError:
+            # The caller left while the board was being asked: what it answers must still be undone.
+            reservation.add_done_callback(lambda done: self._reserved_too_late(job, done))
+            raise
+        except redis.RedisError as e:
+            log.warning("redis unavailable error=%s job=%s", type(e).__name__, job.id)
+            job.attempt_over("not_placed", "the broker is unavailable")
+            raise BrokerUnavailable("the queue is unavailable for the moment") from None
+        if isinstance(answer, Placed):
+            job.why = next((str(s) for s in order if s.node == answer.node), "")
+            self._placed(job, answer.node)
+        elif isinstance(answer, Full):
+            job.attempt_over("not_placed", "the queue is full")
+            if answer.waiting or settings.QUEUE_SECONDS:
+                raise QueueFull(f"{answer.waiting} requests wait for {request.model} already")
+            raise QueueFull(f"every slot for {request.model} is taken")
+        elif isinstance(answer, Waiting):
+            job.why = "waited for a free slot" if order else f"waited: {getattr(decision, 'reason', '')}"
+
+    def _placed(self, job: InteractiveJob, node: str) -> None:
+        view = self.snapshot.nodes.get(node)
+        job.on_placed(node, view.incarnation if view else 0)
+        place = f"{node}/{job.request.model}"
+        self.in_flight[place] = self.in_flight.get(place, 0) + 1
+
+    def _reserved_too_late(self, job: InteractiveJob, reservation: asyncio.Future[Any]) -> None:
+        if not reservation.cancelled() and reservation.exception() is None:
+            answer = reservation.result()
+            if isinstance(answer, Placed):
+                self._placed(job, answer.node)
+            self.stop_left(job)
+
+    def candidates(self, model: str) -> list[routing.Candidate]:
+        """Every node that offers the model, as the snapshot shows it."""
+        leased, in_flight = self.snapshot.leased, self.in_flight
+        return [
+            routing.Candidate(
+                node=node.id,
+                state=m.state,
+                takes_work=node.takes_work and node.id in leased,
+                slots=m.slots,
+                in_flight=in_flight.get(f"{node.id}/{model}", 0),
+                kv_cache_usage=m.kv_cache_usage,
+                ttft_ms=m.ttft_ms,
+                max_model_len=m.max_model_len,
+            )
+            for node, m in self.snapshot.by_model.get(model, ())
+        ]
+
+    def _refusal(self, job: InteractiveJob, why: routing.Why) -> JobError:
+        model = job.request.model
+        if why == routing.Why.UNKNOWN_MODEL:
+            return NoSuchModel(f"The model `{model}` does not exist: no node offers it.")
+        if why == routing.Why.ALL_TRIED:
+            last = job.current
+            return UpstreamFailed(f"no node could answer: {last.reason or last.outcome}")
+        states = {m.state.value for _, m in self.snapshot.by_model.get(model, ())}
+        said = f" (it is {', '.join(sorted(states))} elsewhere)" if states - {ModelState.READY} else ""
+        return NoWorkers(f"no live node serves `{model}` at the moment{said}")
+
+    async def _attempt_failed(self, job: InteractiveJob, event: Failed | Lost) -> None:
+        """Clear up after an attempt that failed before the first byte. Raises unless another may follow."""
+        self._stop_attempt(job, event)
+        outcome = event.outcome
+        if outcome == interactive.QUEUE_TIMEOUT:
+            raise QueueTimeout(event.message)
+        if outcome == interactive.NO_WORKERS:
+            raise NoWorkers(event.message)
+        if outcome == Outcome.FIRST_TOKEN_TIMEOUT:
+            raise FirstTokenTimeout(event.message or "no token came in time")
+        if outcome not in interactive.RETRYABLE or job.attempt >= settings.ATTEMPTS:
+            raise UpstreamFailed(_in_words(event))
+        log.info("job=%s attempt=%d node=%s outcome=%s: trying again", job.id, job.attempt, job.node, outcome)
+        like = sum(1 for t in job.tries if t.outcome == outcome)
+        if like > 1:
+            await asyncio.sleep(random.uniform(0.5, 1.0) * 0.1 * 2**like)  # noqa: S311 - jitter
+
+    def _stop_attempt(self, job: InteractiveJob, event: Failed | Lost) -> None:
+        """Give the slot back; if the node may still be at it, tell it to stop."""
+        if isinstance(event, Lost) and job.node:
+            self._effect(self.mailbox.cancel(job.node, job.id, job.attempt))
+        self._release(job)
+
+    def _release(self, job: InteractiveJob) -> None:
+        node, model = job.node, job.request.model
+        if not node:
+            self._effect(self.board.leave(job.id))
+            return
+        place = f"{node}/{model}"
+        self.in_flight[place] = max(0, self.in_flight.get(place, 0) - 1)
+        self._effect(self.board.release(node, model, job.id, job.attempt))
+
+    # -- ending --------------------------------------------------------------------------------------
+
+    def _finished(self, job: InteractiveJob, done: Done) -> None:
+        job.http_status = done.status
+        self._release(job)
+        if done.status < 400:
+            self._end(job, Move.COMPLETE)
+        else:
+            self._end(job, Move.FAIL, code="rejected_by_engine", message=f"the engine answered {done.status}")
+
+    def _end(self, job: InteractiveJob, how: Move, *, code: str = "", message: str = "") -> None:
+        if job.move(how):
+            job.error_code, job.error_message = code, message
+        self._forget(job)
+        if job.attempt:
+            self.recorder.note(job)
+
+    def _forget(self, job: InteractiveJob) -> None:
+        self.mailbox.forget(job.id)
+        self.jobs.pop(job.id, None)
+
+    def _effect(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
+        """Do something whose answer nobody waits for. A failure is healed by the watch's recount."""
+        task = asyncio.ensure_future(self._quietly(effect))
+        self._effects.add(task)
+        task.add_done_callback(self._effects.discard)
+
+    @staticmethod
+    async def _quietly(effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
+        try:
+            await effect
+        except redis.RedisError as e:
+            log.warning("redis unavailable error=%s", type(e).__name__)
+
+
+def _in_words(event: Failed | Lost) -> str:
+    return event.message or str(event.outcome).replace("_", " ")

@@ -1,0 +1,298 @@
+"""A job whose caller waits on this web process: what has been heard of it, and how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import os
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from jobs import lifecycle
+from jobs.lifecycle import Move
+from jobs.models import TERMINAL, Attempt, Job, JobState
+from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply
+
+NODE_LOST: Final = "node_lost"
+WIRE_LOST: Final = "wire_lost"
+SEQUENCE_GAP: Final = "sequence_gap"
+QUEUE_TIMEOUT: Final = "queue_timeout"
+SLOW_CLIENT: Final = "slow_client"
+KEY_REVOKED: Final = "key_revoked"
+NO_WORKERS: Final = "no_workers"
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The coordinator's own finding that an attempt, or the wait for one, is over."""
+
+    outcome: str
+    message: str
+
+
+Event = Chunk | Done | Failed | Lost
+
+
+def new_job_id() -> str:
+    """A UUIDv7 (RFC 9562) in hex: 48 bits of milliseconds, then random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    rest = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds << 80) | rest
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return f"{value:032x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller wants, checked: `body` is what the engine gets, byte for byte."""
+
+    path: str
+    model: str
+    body: bytes
+    stream: bool
+    hide_usage: bool = False
+    key: int | None = None  # primary key of the ApiKey
+    priority: int = 0
+
+    @property
+    def tenant(self) -> str:
+        """Who shares fairly with whom."""
+        return str(self.key or 0)
+
+
+@dataclass(slots=True)
+class _Try:
+    """One attempt, for the record. Times in seconds since the epoch."""
+
+    number: int
+    lease: bytes
+    claimed_at: float
+    node: str = ""
+    incarnation: int = 0
+    placed_at: float = 0.0
+    finished_at: float = 0.0
+    outcome: str = ""
+    reason: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class InteractiveJob:
+    """Events come in by the `on_` methods (from the mailbox and the watch), and out by `next`."""
+
+    id: str
+    request: Request
+    buffer_bytes: int
+    state: JobState = JobState.PENDING
+    version: int = 1
+    created_at: float = field(default_factory=time.time)
+    tries: list[_Try] = field(default_factory=list)
+    why: str = ""
+    first_byte_at: float = 0.0  # wall clock; 0 until something of the answer came
+    finished_at: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    http_status: int | None = None
+    error_code: str = ""
+    error_message: str = ""
+    # Monotonic times the watch looks at.
+    waiting_since: float = field(default_factory=time.monotonic)
+    placed_since: float = 0.0
+    heard_at: float = 0.0
+    left_at: float = 0.0  # the caller has gone; only the end of the attempt is awaited
+    cancel_sent: bool = False
+    leaving: bool = False  # a step to take it off the board is under way
+    leave_tries: int = 0
+    # What the mailbox looks at.
+    attempt: int = 0
+    lease: bytes = b""
+    next_seq: int = 0
+    _events: deque[Event] = field(default_factory=deque)
+    _buffered: int = 0
+    _waiter: asyncio.Future[None] | None = None
+
+    # -- attempts ------------------------------------------------------------------------------------
+
+    def claim(self) -> None:
+        """Begin the next attempt: it counts from here, whatever becomes of it."""
+        self.attempt += 1
+        self.lease = secrets.token_bytes(16)
+        self.next_seq = 0
+        self._events.clear()
+        self._buffered = 0
+        self.waiting_since = time.monotonic()
+        self.placed_since = self.heard_at = 0.0
+        self.tries.append(_Try(self.attempt, self.lease, time.time()))
+        if self.state == JobState.RUNNING:
+            self.move(Move.REQUEUE)
+
+    @property
+    def current(self) -> _Try:
+        return self.tries[-1]
+
+    @property
+    def node(self) -> str:
+        """Where the live attempt is placed; empty while it waits."""
+        return self.tries[-1].node if self.tries else ""
+
+    def attempt_over(self, outcome: str, reason: str = "") -> None:
+        """Note how the live attempt ended, once."""
+        this = self.current
+        if not this.outcome:
+            this.outcome, this.reason, this.finished_at = outcome, reason[:500], time.time()
+
+    # -- state ---------------------------------------------------------------------------------------
+
+    def move(self, how: Move) -> bool:
+        """Make a move of the life cycle, if it leads from here. Returns whether it was made."""
+        to = lifecycle.after(self.state, how)
+        if to is None:
+            return False
+        self.state = to
+        self.version += 1
+        if to in TERMINAL:
+            self.finished_at = time.time()
+        return True
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+    # -- events in -----------------------------------------------------------------------------------
+
+    def on_placed(self, node: str, incarnation: int = 0) -> None:
+        this = self.current
+        if this.node:
+            return
+        this.node, this.incarnation, this.placed_at = node, incarnation, time.time()
+        self.placed_since = self.heard_at = time.monotonic()
+        self.move(Move.PLACE)
+
+    def on_reply(self, reply: Reply) -> None:
+        self.heard_at = time.monotonic()
+        if isinstance(reply, Failed):
+            self.attempt_over(reply.outcome, reply.message)
+        elif isinstance(reply, Done):
+            self.attempt_over("done" if reply.status < 400 else "rejected")
+            if reply.usage:
+                self.prompt_tokens = reply.usage.prompt_tokens
+                self.completion_tokens = reply.usage.completion_tokens
+        if not self.first_byte_at and not isinstance(reply, Failed):
+            self.first_byte_at = time.time()
+            if isinstance(reply, Done) and reply.first_token_ms:
+                # A whole answer comes at the end, but the node saw its first token long before.
+                self.first_byte_at -= max(0.0, reply.total_ms - reply.first_token_ms) / 1000
+        if self.left_at:
+            return
+        if isinstance(reply, Chunk):
+            self._buffered += len(reply.data)
+            if self._buffered > self.buffer_bytes:
+                self.give_up(Lost(SLOW_CLIENT, "the caller reads more slowly than the model writes"))
+                return
+        self._put(reply)
+
+    def on_gap(self) -> None:
+        self.give_up(Lost(SEQUENCE_GAP, "part of the answer was lost on its way"))
+
+    def give_up(self, lost: Lost) -> None:
+        """End the live attempt from our side."""
+        self.attempt_over(lost.outcome, lost.message)
+        self._put(lost)
+
+    def _put(self, event: Event) -> None:
+        self._events.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # -- events out ----------------------------------------------------------------------------------
+
+    async def next(self) -> Event:
+        """The next event of the live attempt; chunks that gathered meanwhile come as one."""
+        while not self._events:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        event = self._events.popleft()
+        if not isinstance(event, Chunk):
+            return event
+        self._buffered -= len(event.data)
+        if not self._events or not isinstance(self._events[0], Chunk):
+            return event
+        parts = [event.data]
+        while self._events and isinstance(self._events[0], Chunk):
+            more = self._events.popleft()
+            assert isinstance(more, Chunk)
+            self._buffered -= len(more.data)
+            parts.append(more.data)
+        return Chunk(event.job, event.attempt, event.lease, event.seq, b"".join(parts))
+
+    # -- record --------------------------------------------------------------------------------------
+
+    def record(self) -> tuple[Job, list[Attempt]]:
+        """The rows as they should now be in the ledger."""
+        placed = next((t for t in reversed(self.tries) if t.node), None)
+        job = Job(
+            id=self.id,
+            state=self.state,
+            version=self.version,
+            path=self.request.path,
+            model=self.request.model,
+            stream=self.request.stream,
+            key_id=self.request.key,
+            node_id=placed.node if placed else None,
+            attempt_count=self.attempt,
+            why=self.why[:300],
+            created_at=_at(self.created_at),
+            placed_at=_moment(placed.placed_at) if placed else None,
+            first_token_at=_moment(self.first_byte_at),
+            finished_at=_moment(self.finished_at),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            http_status=self.http_status,
+            error_code=self.error_code,
+            error_message=self.error_message[:500],
+        )
+        attempts = [
+            Attempt(
+                job_id=self.id,
+                number=t.number,
+                node_id=t.node or None,
+                lease=t.lease.hex(),
+                outcome=t.outcome,
+                reason=t.reason,
+                claimed_at=_at(t.claimed_at),
+                placed_at=_moment(t.placed_at),
+                finished_at=_moment(t.finished_at),
+            )
+            for t in self.tries
+        ]
+        return job, attempts
+
+
+def _at(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
+def _moment(seconds: float) -> datetime.datetime | None:
+    return _at(seconds) if seconds else None
+
+
+RETRYABLE: Final = frozenset(
+    {
+        Outcome.ENGINE_UNREACHABLE,
+        Outcome.ENGINE_DIED,
+        Outcome.ENGINE_ERROR,
+        Outcome.ENGINE_BUSY,
+        Outcome.MODEL_NOT_READY,
+        Outcome.DRAINING,
+        NODE_LOST,
+        WIRE_LOST,
+    }
+)
+"""Outcomes after which another attempt may help, while the caller has had nothing. Time-outs are not among
+them: the caller has waited that long already."""

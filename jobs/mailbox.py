@@ -1,0 +1,220 @@
+"""The coordinator's end of the wire: one reply stream and one reader for each web process.
+
+Work goes out by `board.lua`, in the step that takes the slot; everything else about the wire is here. The
+reader hands each reply to the attempt it belongs to, or counts it as stale: the lease proves that the
+sender is the node that the work was given to, the sequence number that nothing is missing or doubled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from typing import Any, Protocol
+
+import msgspec
+import redis
+import redis.asyncio
+
+from gputorrent.redis import ANSWER_SECONDS, Pipe, asynchronous
+from worker_agent.contract import (
+    FIELD,
+    Cancel,
+    Chunk,
+    Control,
+    Done,
+    Failed,
+    Reply,
+    control_key,
+    decode_replies,
+    encode,
+    reply_key,
+)
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 10
+_REFRESH_SECONDS = 2.0
+_BLOCK_MS = 1000
+_PER_READ = 2000
+_PLACED = b"p"
+
+
+def web_key(web: str) -> str:
+    """Exists while that web process lives; the board gives no slot to a waiter whose process is gone."""
+    return f"gt:web:{web}"
+
+
+class Attempted(Protocol):
+    """What the mailbox needs of a job with a live attempt. All calls come from the event loop."""
+
+    attempt: int
+    lease: bytes
+    next_seq: int
+
+    def on_placed(self, node: str) -> None: ...
+    def on_reply(self, reply: Reply) -> None: ...
+    def on_gap(self) -> None: ...
+
+
+class Mailbox:
+    def __init__(self, pipe: Pipe) -> None:
+        self.web = secrets.token_hex(8)
+        self.stale = 0
+        """Messages that matched no live attempt, since start."""
+        self._pipe = pipe
+        self._jobs: dict[str, Attempted] = {}
+        self._reader: redis.asyncio.Redis | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def expect(self, job: str, attempted: Attempted) -> None:
+        """Hand the replies to this job's live attempt to `attempted` from now on."""
+        self._jobs[job] = attempted
+
+    def forget(self, job: str) -> None:
+        self._jobs.pop(job, None)
+
+    async def start(self) -> None:
+        """Open the reply stream. Raises `redis.RedisError` when Redis is away."""
+        await self.open()
+        self._reader = asynchronous(answer_seconds=ANSWER_SECONDS + _BLOCK_MS / 1000)
+        self._tasks = [
+            asyncio.create_task(self._read_forever(self._reader), name="mailbox.read"),
+            asyncio.create_task(self._stay_alive(), name="mailbox.stay_alive"),
+        ]
+
+    async def stop(self) -> None:
+        """Close the stream: agents see that nobody listens and stop what they did for us."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(redis.RedisError):
+            await self._pipe.send("DEL", reply_key(self.web), web_key(self.web))
+        if self._reader:
+            await self._reader.aclose()
+
+    async def open(self) -> None:
+        """Make the stream and the sign of life, if they are not there (Redis may have come back empty)."""
+        key = reply_key(self.web)
+        _, exists = await asyncio.gather(
+            self._pipe.send("SET", web_key(self.web), "1", "EX", LEASE_SECONDS),
+            self._pipe.send("EXPIRE", key, 6 * LEASE_SECONDS),
+        )
+        if not exists:
+            # Agents append only to a stream that exists. An entry made and deleted leaves an empty one.
+            first = await self._pipe.send("XADD", key, "*", FIELD, encode([]))
+            await asyncio.gather(
+                self._pipe.send("XDEL", key, first), self._pipe.send("EXPIRE", key, 6 * LEASE_SECONDS)
+            )
+
+    def cancel(self, node: str, job: str, attempt: int) -> asyncio.Future[Any]:
+        """Ask a node to stop an attempt."""
+        return self.tell(node, Cancel(job, attempt))
+
+    def tell(self, node: str, message: Control) -> asyncio.Future[Any]:
+        key = control_key(node)
+        return self._pipe.send("XADD", key, "MAXLEN", "~", 10_000, "*", FIELD, encode(message))
+
+    # -- the two loops -------------------------------------------------------------------------------
+
+    async def _stay_alive(self) -> None:
+        while True:
+            try:
+                await self.open()
+            except redis.RedisError as e:
+                log.warning("redis unavailable error=%s", type(e).__name__)
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    async def _read_forever(self, client: redis.asyncio.Redis) -> None:
+        key, cursor = reply_key(self.web), "0-0"
+        read: list[bytes] = []
+        pause = 0.05
+        while True:
+            try:
+                pipe = client.pipeline(transaction=False)
+                if read:
+                    pipe.execute_command("XDEL", key, *read)
+                pipe.execute_command("XREAD", "COUNT", _PER_READ, "BLOCK", _BLOCK_MS, "STREAMS", key, cursor)
+                answer = (await pipe.execute())[-1]
+                pause, read = 0.05, []
+            except (redis.RedisError, OSError) as e:
+                log.warning(
+                    "reply stream unreadable error=%s, trying again in %.1f s", type(e).__name__, pause
+                )
+                await asyncio.sleep(pause)
+                pause = min(1.0, pause * 2)
+                continue
+            for entry, fields in _entries(answer):
+                cursor = entry.decode()
+                read.append(entry)
+                try:
+                    self._take(fields)
+                except Exception:  # one bad message must not silence every other job
+                    log.exception("reply dropped")
+
+    # -- one entry -----------------------------------------------------------------------------------
+
+    def _take(self, fields: dict[bytes, bytes]) -> None:
+        packed = fields.get(FIELD)
+        if packed is not None:
+            try:
+                replies = decode_replies(packed)
+            except msgspec.MsgspecError:
+                self.stale += 1
+                return
+            for reply in replies:
+                self._hand_over(reply)
+        elif _PLACED in fields:
+            self._take_placed(fields[_PLACED].decode("ascii", "replace"))
+
+    def _hand_over(self, reply: Chunk | Done | Failed) -> None:
+        job = self._jobs.get(reply.job)
+        if (
+            job is None
+            or job.attempt != reply.attempt
+            or job.lease != reply.lease
+            or reply.seq < job.next_seq
+        ):
+            self.stale += 1
+            return
+        if reply.seq > job.next_seq:
+            job.on_gap()
+            return
+        job.next_seq += 1
+        job.on_reply(reply)
+
+    def _take_placed(self, text: str) -> None:
+        # Written by the board ("<job>:<attempt> <lease> <node>"). A node could append such an entry too,
+        # but the lease is one it cannot know before the work has reached it.
+        ref, _, rest = text.partition(" ")
+        name, _, attempt = ref.partition(":")
+        lease, _, node = rest.partition(" ")
+        job = self._jobs.get(name)
+        if job is None or str(job.attempt) != attempt or job.lease.hex() != lease:
+            self.stale += 1
+            return
+        job.on_placed(node)
+
+
+def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries of an XREAD of one stream, whichever protocol version the client speaks."""
+    if not answer:
+        return []
+    streams = answer.values() if isinstance(answer, dict) else [pair[1] for pair in answer]
+    found = []
+    for entries in streams:
+        if (
+            entries
+            and isinstance(entries[0], list)
+            and entries[0]
+            and isinstance(entries[0][0], list | tuple)
+        ):
+            entries = entries[0]  # RESP3 wraps once more
+        for entry, fields in entries:
+            if fields is None:
+                continue
+            if not isinstance(fields, dict):
+                fields = dict(zip(fields[::2], fields[1::2], strict=True))
+            found.append((entry, fields))
+    return found

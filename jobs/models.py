@@ -1,0 +1,105 @@
+"""The ledger of jobs and of the attempts made at them. `Job.state` is written by `jobs.lifecycle` alone."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.utils import timezone
+
+
+class JobState(models.TextChoices):
+    PENDING = "pending", "pending"
+    RUNNING = "running", "running"
+    COMPLETED = "completed", "completed"
+    FAILED = "failed", "failed"
+    CANCELLED = "cancelled", "cancelled"
+    EXPIRED = "expired", "expired"
+
+
+TERMINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
+
+
+class Job(models.Model):
+    """One completion. The id is a UUIDv7 in hex: it sorts by time, and the response's id contains it."""
+
+    id = models.CharField(primary_key=True, max_length=32, editable=False)
+    state = models.CharField(max_length=10, choices=JobState.choices, default=JobState.PENDING)
+    version = models.PositiveIntegerField(default=1, editable=False)
+    path = models.CharField(max_length=60, help_text="the API path it was sent to")
+    model = models.CharField(max_length=200)
+    stream = models.BooleanField(default=False)
+    asynchronous = models.BooleanField(default=False)
+    # No database constraint on what is written behind: a key or a node deleted meanwhile must not cost a
+    # whole batch of records.
+    key = models.ForeignKey(
+        "api.ApiKey",
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        related_name="jobs",
+    )
+    node = models.ForeignKey(
+        "nodes.Node",
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        related_name="jobs",
+    )
+    attempt_count = models.PositiveSmallIntegerField("attempts", default=0)
+    why = models.CharField("why this node", max_length=300, blank=True)
+
+    created_at = models.DateTimeField(default=timezone.now)
+    placed_at = models.DateTimeField(null=True, blank=True)
+    first_token_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    prompt_tokens = models.PositiveIntegerField(default=0)
+    completion_tokens = models.PositiveIntegerField(default=0)
+    http_status = models.PositiveSmallIntegerField(null=True, blank=True)
+    error_code = models.CharField(max_length=60, blank=True)
+    error_message = models.CharField(max_length=500, blank=True)
+
+    # Kept for asynchronous jobs only, and only until the result is read or its time is over.
+    request = models.BinaryField(null=True, blank=True, editable=False)
+    result = models.BinaryField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["state", "created_at"]),
+            models.Index(fields=["key", "-id"]),
+            models.Index(fields=["model", "-id"]),
+            models.Index(fields=["finished_at"]),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class Attempt(models.Model):
+    """One placement of a job on a node."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, db_constraint=False, related_name="attempts")
+    number = models.PositiveSmallIntegerField()
+    node = models.ForeignKey(
+        "nodes.Node",
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        db_constraint=False,
+        related_name="attempts",
+    )
+    lease = models.CharField(max_length=32, editable=False)
+    outcome = models.CharField(max_length=40, blank=True, help_text="empty while it runs")
+    reason = models.CharField(max_length=500, blank=True)
+    claimed_at = models.DateTimeField(default=timezone.now)
+    placed_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["job", "number"]
+        constraints = [models.UniqueConstraint(fields=["job", "number"], name="one_row_per_attempt")]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number} at {self.job_id}"

@@ -1,0 +1,94 @@
+"""Writes the jobs of one web process behind, in batches: the request path never waits for the database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, close_old_connections, connection
+
+from jobs import lifecycle
+from jobs.interactive import InteractiveJob
+
+log = logging.getLogger(__name__)
+
+_BATCH = 1000
+_LIMIT = 200_000
+
+
+class Recorder:
+    """`note` a job whenever it changed; its row follows within `RECORD_SECONDS` (0.25 s by default)."""
+
+    def __init__(self) -> None:
+        self._changed: dict[str, InteractiveJob] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
+        self._task: asyncio.Task[None] | None = None
+        self.dropped = 0
+        """Records given up because the database was away for too long, since start."""
+
+    def note(self, job: InteractiveJob) -> None:
+        self._changed[job.id] = job
+
+    @property
+    def behind(self) -> int:
+        """Records not yet written."""
+        return len(self._changed)
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._write_forever(), name="recorder")
+
+    async def stop(self) -> None:
+        """Write what is left."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.flush()
+        await self._in_thread(connection.close)
+        self._thread.shutdown()
+
+    async def flush(self) -> None:
+        """Write everything noted so far. Returns early, keeping the rest, when the database is away."""
+        while self._changed and await self._write_batch():
+            pass
+
+    async def _write_forever(self) -> None:
+        pause = settings.RECORD_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            ok = await self._write_batch() if self._changed else True
+            if len(self._changed) >= _BATCH and ok:
+                pause = 0
+            else:
+                pause = settings.RECORD_SECONDS if ok else min(5.0, max(pause, 0.25) * 2)
+
+    async def _write_batch(self) -> bool:
+        ids = list(self._changed)[:_BATCH]
+        batch = [self._changed.pop(i) for i in ids]
+        records = [job.record() for job in batch]
+        jobs = [job for job, _ in records]
+        attempts = [attempt for _, made in records for attempt in made]
+        try:
+            await self._in_thread(lambda: _write(jobs, attempts))
+        except (DatabaseError, InterfaceError) as e:
+            log.warning(
+                "ledger unavailable error=%s behind=%d", type(e).__name__, len(self._changed) + len(batch)
+            )
+            # Whatever changed meanwhile is newer; the rest goes back, unless it has become too much.
+            for job in batch:
+                if len(self._changed) < _LIMIT:
+                    self._changed.setdefault(job.id, job)
+                else:
+                    self.dropped += 1
+            return False
+        return True
+
+    async def _in_thread(self, call: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _write(jobs: list, attempts: list) -> None:
+    close_old_connections()  # a connection that broke is opened anew
+    lifecycle.write_behind(jobs, attempts)

@@ -1,0 +1,198 @@
+"""What a web process looks after, a few times a second: its snapshot of the nodes, its jobs' limits, its
+slots on the board, and whether Redis still holds what it should.
+
+Findings become events of the jobs concerned; nothing here answers a caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import redis
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, close_old_connections
+
+from jobs import interactive, routing
+from jobs.dispatch import Dispatcher
+from jobs.interactive import InteractiveJob, Lost
+from nodes import registry
+from worker_agent.contract import Outcome
+
+log = logging.getLogger(__name__)
+
+_STEP_SECONDS = 0.25
+_PAUSED_SECONDS = 2.0
+_ABANDONED_SECONDS = 5.0
+_RECOUNT_SECONDS = 5.0
+_RECOUNT_GRACE_SECONDS = 15.0
+
+
+class Watch:
+    """Owns the loop; `step` and `recount` are what it does, and what tests call."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._tasks: list[asyncio.Task[None]] = []
+        self._trust_leases_from = 0.0
+        self._missing: dict[str, int] = {}
+        self.healed = 0
+        """Slots found on the board that no live job of ours holds, since start."""
+
+    async def start(self) -> None:
+        await self.refresh()
+        self._tasks = [
+            asyncio.create_task(self._forever(self.refresh, settings.SNAPSHOT_SECONDS), name="watch.refresh"),
+            asyncio.create_task(self._look_forever(), name="watch.look"),
+            asyncio.create_task(self._forever(self.recount, _RECOUNT_SECONDS), name="watch.recount"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _forever(self, step: Callable[[], Awaitable[None]], seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await step()
+            except redis.RedisError as e:
+                log.warning("redis unavailable error=%s", type(e).__name__)
+            except Exception:  # the watch must survive whatever one look runs into
+                log.exception("watch step failed")
+
+    async def _look_forever(self) -> None:
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(_STEP_SECONDS)
+            now = time.monotonic()
+            if now - before > _PAUSED_SECONDS:
+                # We were stopped ourselves: what we know of leases is old, and callers' limits did not run.
+                log.warning("paused for %.1f s", now - before)
+                self._trust_leases_from = now + settings.LEASE_SECONDS
+            before = now
+            try:
+                self.look(now)
+            except Exception:
+                log.exception("watch step failed")
+
+    # -- the snapshot --------------------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        """Fetch the snapshot and the loads; offer new capacity to those who wait."""
+        d = self._dispatcher
+        changed, loads = await asyncio.gather(d.snapshot.refresh(d.pipe), d.board.loads())
+        d.in_flight = loads
+        if d.snapshot.redis_was_emptied:
+            await self._heal()
+        if changed:
+            await d.board.fill(
+                f"{node.id}/{model.name}"
+                for node in d.snapshot.nodes.values()
+                if node.takes_work
+                for model in node.models
+            )
+
+    async def _heal(self) -> None:
+        """Redis came back empty. One process rebuilds the registry; each sees to its own jobs."""
+        d = self._dispatcher
+        log.warning("redis holds nothing of ours: rebuilding")
+        self._trust_leases_from = time.monotonic() + 2 * settings.LEASE_SECONDS
+        await d.mailbox.open()
+        if await d.pipe.send("SET", "gt:healing", d.mailbox.web, "NX", "PX", 5000):
+            try:
+                await asyncio.to_thread(_rebuild)
+            except (DatabaseError, InterfaceError) as e:
+                log.warning("ledger unavailable error=%s", type(e).__name__)
+                return
+        for job in list(d.jobs.values()):
+            # Its slot, its place in the queue, or its work in an inbox is gone. What has begun to answer may
+            # still come whole (the sequence numbers tell); anything else is placed again.
+            if not job.left_at and not job.first_byte_at:
+                job.give_up(Lost(interactive.WIRE_LOST, "the queue was lost"))
+
+    # -- limits --------------------------------------------------------------------------------------
+
+    def look(self, now: float) -> None:
+        """Find what is overdue or lost among the jobs of this process."""
+        leases = now >= self._trust_leases_from
+        leased = self._dispatcher.snapshot.leased
+        nodes = {job.node for job in self._dispatcher.jobs.values() if job.node}
+        # Twice in a row, so that one unlucky look (a lease that expires while the agent renews it) is not
+        # taken for a death.
+        self._missing = {n: self._missing.get(n, 0) + 1 for n in nodes if n not in leased} if leases else {}
+        dead = {n for n, times in self._missing.items() if times >= 3}
+        for job in list(self._dispatcher.jobs.values()):
+            self._look_at(job, now, dead)
+
+    def _look_at(self, job: InteractiveJob, now: float, dead: set[str]) -> None:
+        if job.left_at:
+            self._dispatcher.stop_left(job)
+            if job.current.outcome or now - job.left_at > _ABANDONED_SECONDS or job.node in dead:
+                self._dispatcher.clear_abandoned(job)
+        elif not job.attempt or job.current.outcome:
+            return  # between two attempts, or its end is on the way to the caller
+        elif not job.node:
+            self._look_at_waiting(job, now)
+        elif job.node in dead:
+            job.give_up(Lost(interactive.NODE_LOST, "the node has gone silent"))
+        elif self._restarted(job):
+            job.give_up(Lost(interactive.NODE_LOST, "the node has restarted"))
+        elif not job.first_byte_at and now - job.placed_since > settings.FIRST_TOKEN_SECONDS + 1:
+            # The node has the same limit and says so itself, a little earlier; whole answers count as one.
+            if job.request.stream:
+                job.give_up(Lost(Outcome.FIRST_TOKEN_TIMEOUT, "no token came in time"))
+            elif now - job.placed_since > settings.TOTAL_SECONDS + 1:
+                job.give_up(Lost(Outcome.TOTAL_TIMEOUT, "the answer took too long"))
+        elif job.first_byte_at and now - job.heard_at > settings.STALL_SECONDS + 1:
+            job.give_up(Lost(Outcome.STALLED, "the answer stopped coming"))
+
+    def _look_at_waiting(self, job: InteractiveJob, now: float) -> None:
+        waited = now - job.waiting_since
+        if waited > settings.QUEUE_SECONDS:
+            message = f"no slot became free within {settings.QUEUE_SECONDS:g} s"
+            self._dispatcher.stop_waiting(job, Lost(interactive.QUEUE_TIMEOUT, message))
+            return
+        tried = {t.node for t in job.tries[:-1] if t.node}
+        decision = routing.choose(self._dispatcher.candidates(job.request.model), tried)
+        if isinstance(decision, routing.Refuse) and waited > settings.LEASE_SECONDS:
+            message = f"the last node that could serve {job.request.model} is gone"
+            self._dispatcher.stop_waiting(job, Lost(interactive.NO_WORKERS, message))
+
+    def _restarted(self, job: InteractiveJob) -> bool:
+        view, this = self._dispatcher.snapshot.nodes.get(job.node), job.current
+        if view is None:
+            return False
+        if not this.incarnation:  # placed by the board, which does not know incarnations
+            this.incarnation = view.incarnation
+        return view.incarnation > this.incarnation
+
+    # -- slots ---------------------------------------------------------------------------------------
+
+    async def recount(self) -> None:
+        """Give back slots that the board holds for us and we know nothing of, and those of processes that
+        are gone; their nodes are told to stop."""
+        d = self._dispatcher
+        held = await d.board.held()
+        owners = {h.owner for h in held if h.owner and h.owner != d.mailbox.web}
+        gone = {o for o in owners if not await d.pipe.send("EXISTS", f"gt:web:{o}")}
+        now_ms = time.time() * 1000
+        for h in held:
+            job = d.jobs.get(h.job)
+            ours = h.owner == d.mailbox.web and not (job and job.attempt == h.attempt)
+            if (ours and now_ms - h.placed_at_ms > _RECOUNT_GRACE_SECONDS * 1000) or h.owner in gone:
+                self.healed += 1
+                log.warning("slot given back job=%s attempt=%d node=%s", h.job, h.attempt, h.node)
+                await d.mailbox.cancel(h.node, h.job, h.attempt)
+                await d.board.release(h.node, h.model, h.job, h.attempt)
+
+
+def _rebuild() -> None:
+    close_old_connections()
+    try:
+        registry.heal()
+    finally:
+        close_old_connections()

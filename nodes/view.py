@@ -1,0 +1,169 @@
+"""The registry as routing sees it: published to Redis by the registry, read into memory by each process.
+
+Keys (the coordinator's alone):
+    gt:nodes          hash: node id -> NodeView in MessagePack
+    gt:nodes:slots    hash: "<node>/<model>" -> requests at once; only places that take work now
+    gt:nodes:version  a random word, new with every change: readers fetch the hash only when it differs
+    gt:alive          exists while Redis holds our state; its absence says that Redis came back empty
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import redis
+from msgspec import Struct
+
+from gputorrent.redis import Pipe
+from nodes.models import Node, NodeState
+from worker_agent.contract import ModelState, lease_key
+
+NODES = "gt:nodes"
+SLOTS = "gt:nodes:slots"
+VERSION = "gt:nodes:version"
+ALIVE = "gt:alive"
+
+
+class ModelView(Struct, frozen=True, array_like=True):
+    name: str
+    state: ModelState
+    slots: int
+    max_model_len: int
+    kv_cache_usage: float
+    tokens_per_s: float
+    ttft_ms: float
+    engine: str
+
+
+class NodeView(Struct, frozen=True, array_like=True):
+    id: str
+    name: str
+    state: str
+    incarnation: int
+    models: list[ModelView]
+    gpu_names: list[str]
+    vram_total: int
+    vram_free: int
+    labels: dict[str, str]
+    updated_at: float  # seconds since the epoch
+
+    @property
+    def takes_work(self) -> bool:
+        return self.state == NodeState.ONLINE
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(NodeView).decode
+
+
+def of(node: Node) -> NodeView:
+    """Read a node from the ledger. Two queries, none when `gpus` and `models` are prefetched."""
+    gpus = list(node.gpus.all())
+    return NodeView(
+        id=node.pk,
+        name=node.name,
+        state=node.state,
+        incarnation=node.incarnation,
+        models=[
+            ModelView(
+                m.name,
+                ModelState(m.state),
+                m.slots,
+                m.max_model_len,
+                m.kv_cache_usage,
+                m.tokens_per_s,
+                m.ttft_ms,
+                m.engine,
+            )
+            for m in node.models.all()
+        ],
+        gpu_names=[g.name for g in gpus],
+        vram_total=sum(g.vram_total for g in gpus),
+        vram_free=sum(g.vram_free for g in gpus),
+        labels=node.labels,
+        updated_at=(node.last_beat_at or node.enrolled_at).timestamp(),
+    )
+
+
+def publish(client: redis.Redis, views: Iterable[NodeView]) -> None:
+    """Make the views current, atomically for each node. Raises `redis.RedisError`."""
+    known = _places(client)
+    with client.pipeline(transaction=True) as pipe:
+        for view in views:
+            open_places: dict[Any, Any] = {
+                f"{view.id}/{m.name}": str(m.slots)
+                for m in view.models
+                if view.takes_work and m.state == ModelState.READY
+            }
+            closed = [p for p in known if p.startswith(f"{view.id}/") and p not in open_places]
+            if closed:
+                pipe.hdel(SLOTS, *closed)
+            if open_places:
+                pipe.hset(SLOTS, mapping=open_places)
+            if view.state == NodeState.REVOKED:
+                pipe.hdel(NODES, view.id)
+            else:
+                pipe.hset(NODES, view.id, _encode(view))
+        pipe.set(VERSION, secrets.token_hex(8))
+        pipe.execute()
+
+
+def withdraw(client: redis.Redis, node: str) -> None:
+    """Forget a node that was deleted."""
+    places = [p for p in _places(client) if p.startswith(f"{node}/")]
+    with client.pipeline(transaction=True) as pipe:
+        if places:
+            pipe.hdel(SLOTS, *places)
+        pipe.hdel(NODES, node)
+        pipe.set(VERSION, secrets.token_hex(8))
+        pipe.execute()
+
+
+def _places(client: redis.Redis) -> list[str]:
+    return [p.decode() if isinstance(p, bytes) else p for p in client.hkeys(SLOTS)]
+
+
+class Snapshot:
+    """The registry in the memory of one process: fresh to within one refresh, fit for choosing, and never
+    for deciding; the board decides."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeView] = {}
+        self.leased: frozenset[str] = frozenset()
+        self.by_model: dict[str, list[tuple[NodeView, ModelView]]] = {}
+        self.redis_was_emptied = False
+        self._version: bytes | None = None
+
+    async def refresh(self, pipe: Pipe) -> bool:
+        """One or two trips to Redis. Returns whether a node changed. Raises `redis.RedisError`."""
+        ids = list(self.nodes)
+        asked: list[Any] = [pipe.send("GET", VERSION), pipe.send("EXISTS", ALIVE)]
+        if ids:
+            asked.append(pipe.send("MGET", *[lease_key(i) for i in ids]))
+        version, alive, *rest = await asyncio.gather(*asked)
+        self.redis_was_emptied = not alive
+        if ids:
+            self.leased = frozenset(i for i, lease in zip(ids, rest[0], strict=True) if lease is not None)
+        if version == self._version:
+            return False
+        answer = await pipe.send("HGETALL", NODES)
+        packed: Iterable[bytes] = answer.values()
+        self._take([_decode(value) for value in packed])
+        new = [i for i in self.nodes if i not in set(ids)]
+        if new:
+            leases = await pipe.send("MGET", *[lease_key(i) for i in new])
+            self.leased |= {i for i, lease in zip(new, leases, strict=True) if lease is not None}
+        self._version = version
+        return True
+
+    def _take(self, views: list[NodeView]) -> None:
+        self.nodes = {view.id: view for view in views}
+        by_model: dict[str, list[tuple[NodeView, ModelView]]] = {}
+        for view in views:
+            for model in view.models:
+                by_model.setdefault(model.name, []).append((view, model))
+        self.by_model = by_model

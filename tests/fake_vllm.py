@@ -1,0 +1,511 @@
+"""A stand-in for vLLM's OpenAI server: its command line, its shapes, no model.
+
+Run as ``fake_vllm.py -m vllm.entrypoints.openai.api_server --model M --served-model-name N --port P``; what
+it does not know it ignores. The words of the prompt come back, one a token, round and round, so that a test
+can tell whose answer it holds. Knobs, each also as ``FAKE_VLLM_<KNOB>``: see `knobs`. `write_wrapper` makes
+a file that passes for the Python of an engine (``--engine-python``).
+
+One loop steps every request in the batch by one token, as continuous batching does, so that thousands of
+tokens a second cost little: benchmarks use it as the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import httptools
+
+VERSION = "0.32.0+fake"
+DONE = b"data: [DONE]\n\n"
+
+
+def knobs() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fake_vllm", allow_abbrev=False)
+
+    def knob(flag: str, kind: Any, default: Any, text: str) -> None:
+        value = os.environ.get("FAKE_VLLM_" + flag[2:].upper().replace("-", "_"))
+        parser.add_argument(flag, type=kind, default=kind(value) if value else default, help=text)
+
+    def switch(flag: str, text: str) -> None:
+        value = os.environ.get("FAKE_VLLM_" + flag[2:].upper().replace("-", "_"), "")
+        parser.add_argument(flag, action="store_true", default=value not in {"", "0"}, help=text)
+
+    knob("--load-seconds", float, 0.0, "time before the port opens")
+    knob("--tokens", int, 0, "most tokens an answer has (0: as many as max_tokens allows)")
+    knob("--per-second", float, 0.0, "tokens a second for each request (0: as fast as it goes)")
+    knob("--first-seconds", float, 0.0, "time before a request's first token")
+    knob("--memory-mb", int, 0, "memory to hold")
+    knob("--die-after-tokens", int, 0, "exit hard once this process has made so many (the warm-up's counts)")
+    knob("--hang-after-tokens", int, 0, "make no more once this process has made so many; health stays 200")
+    knob("--fail-load", str, "", "print this as the reason and exit instead of serving")
+    knob("--error-status", int, 0, "answer every completion with this status")
+    switch("--ignore-abort", "go on with a request whose caller has left")
+    switch("--busy", "answer every completion with 503")
+    switch("--children", "start a child and a grandchild that ignore SIGTERM, as a real engine has workers")
+    switch("--stream-error", "end a stream after its first token with an error event")
+    switch("--cut-stream", "end a stream after its first token with nothing")
+    return parser
+
+
+def write_wrapper(path: Path, *flags: str, env: dict[str, str] | None = None) -> Path:
+    """Write an executable at `path` that stands for an engine's Python, with these knobs set."""
+    words = [sys.executable, str(Path(__file__).resolve()), *flags]
+    settings = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in (env or {}).items())
+    path.write_text(f'#!/bin/sh\n{settings}exec {shlex.join(words)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+class Refusal(Exception):
+    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None):
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+class Request:
+    """One completion in the batch (or waiting for it)."""
+
+    def __init__(self, engine: Engine, door: Door, body: dict[str, Any], chat: bool, request_id: str) -> None:
+        self.engine, self.door, self.chat = engine, door, chat
+        self.words, self.prompt_tokens = self._prompt(body)
+        self.n = int(body.get("n") or 1)
+        self.stream = bool(body.get("stream"))
+        self.include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        self.logprobs = bool(body.get("logprobs"))
+        self.tool = self._tool(body)
+        asked = body.get("max_completion_tokens") or body.get("max_tokens") or (None if chat else 16)
+        room = engine.args.max_model_len - self.prompt_tokens
+        if asked is not None and (asked < 1 or asked > room):
+            raise Refusal(400, f"max_tokens={asked} does not fit: the context holds {room} more tokens")
+        most = min(asked or room, engine.args.tokens or asked or 64)
+        self.finish = "stop" if asked is None or most < asked else "length"
+        self.total = 1 if self.tool else most
+        self.made = 0
+        self.begun = False
+        self.gone = False
+        self.not_before = time.monotonic() + engine.args.first_seconds
+        name = body["model"]
+        self.id = ("chatcmpl-" if chat else "cmpl-") + request_id
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        self.head = f'{{"id":"{self.id}","object":"{kind}","created":{int(time.time())},"model":"{name}",'
+        self.model = name
+
+    @staticmethod
+    def _prompt(body: dict[str, Any]) -> tuple[list[str], int]:
+        if "messages" in body:
+            texts = []
+            for message in body["messages"]:
+                content = message.get("content") or ""
+                if isinstance(content, list):
+                    content = " ".join(part.get("text", "") for part in content)
+                texts.append(content)
+            return texts[-1].split() or ["nothing"], sum(len(text.split()) for text in texts) or 1
+        prompt = body.get("prompt")
+        if isinstance(prompt, list):
+            prompt = " ".join(str(part) for part in prompt)
+        if not isinstance(prompt, str) or not prompt:
+            raise Refusal(400, "prompt is missing or empty", param="prompt")
+        words = prompt.split() or ["nothing"]
+        return words, len(words)
+
+    @staticmethod
+    def _tool(body: dict[str, Any]) -> str | None:
+        tools = body.get("tools")
+        return tools[0]["function"]["name"] if tools and body.get("tool_choice", "auto") != "none" else None
+
+    # -- one token -------------------------------------------------------------------------------------
+    def step(self) -> bool:
+        """Make one token for each choice; True once the request has ended."""
+        if self.stream and not self.begun:
+            self.begun = True
+            self.door.start_stream()
+            if self.chat:
+                self.door.write_chunk(
+                    b"".join(self._delta(i, {"role": "assistant", "content": ""}) for i in range(self.n))
+                )
+        token = self._token(self.made)
+        self.made += 1
+        last = self.made >= self.total
+        if self.stream:
+            finish = ("tool_calls" if self.tool else self.finish) if last else None
+            data = b"".join(self._piece(i, token, finish) for i in range(self.n))
+            if self.engine.args.cut_stream:
+                self.door.write_chunk(data)
+                self.door.transport.close()
+                return True
+            if self.engine.args.stream_error:
+                error = {
+                    "error": {"message": "the engine stumbled", "type": "InternalServerError", "code": 500}
+                }
+                self.door.end_stream(data + b"data: " + json.dumps(error).encode() + b"\n\n" + DONE)
+                return True
+            if last:
+                self.door.end_stream(data + (self._usage_event() if self.include_usage else b"") + DONE)
+            else:
+                self.door.write_chunk(data)
+        elif last:
+            self.door.answer(200, self._whole())
+        return last
+
+    def _token(self, position: int) -> str:
+        word = self.words[position % len(self.words)]
+        return word if position == 0 else " " + word
+
+    def _piece(self, index: int, token: str, finish: str | None) -> bytes:
+        if not self.chat:
+            body = (
+                f'"choices":[{{"index":{index},"text":{json.dumps(token)},"logprobs":{self._logprobs(token)},'
+                f'"finish_reason":{json.dumps(finish)},"stop_reason":null}}]}}'
+            )
+            return f"data: {self.head}{body}\n\n".encode()
+        delta = {"tool_calls": [self._call()]} if self.tool else {"content": token}
+        return self._delta(index, delta, finish, self._logprobs(token))
+
+    def _delta(
+        self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: str = "null"
+    ) -> bytes:
+        return (
+            f'data: {self.head}"choices":[{{"index":{index},"delta":{json.dumps(delta)},'
+            f'"logprobs":{logprobs},"finish_reason":{json.dumps(finish)}}}]}}\n\n'
+        ).encode()
+
+    def _logprobs(self, token: str) -> str:
+        if not self.logprobs:
+            return "null"
+        if self.chat:
+            return json.dumps(
+                {"content": [{"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+            )
+        return json.dumps(
+            {"tokens": [token], "token_logprobs": [-0.5], "text_offset": [0], "top_logprobs": None}
+        )
+
+    def _call(self) -> dict[str, Any]:
+        arguments = json.dumps({"echo": " ".join(self.words)})
+        call = {"name": self.tool, "arguments": arguments}
+        return {"id": "call_" + self.id[-8:], "type": "function", "index": 0, "function": call}
+
+    def _usage(self) -> dict[str, int]:
+        made = self.total * self.n
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "total_tokens": self.prompt_tokens + made,
+            "completion_tokens": made,
+        }
+
+    def _usage_event(self) -> bytes:
+        return f'data: {self.head}"choices":[],"usage":{json.dumps(self._usage())}}}\n\n'.encode()
+
+    def _whole(self) -> dict[str, Any]:
+        text = "".join(self._token(position) for position in range(self.total))
+        choices: list[dict[str, Any]] = []
+        for index in range(self.n):
+            choice: dict[str, Any] = {"index": index, "finish_reason": self.finish, "stop_reason": None}
+            choice["logprobs"] = json.loads(self._logprobs(text))
+            if not self.chat:
+                choice["text"] = text
+            elif self.tool:
+                choice["message"] = {"role": "assistant", "content": None, "tool_calls": [self._call()]}
+                choice["finish_reason"] = "tool_calls"
+            else:
+                choice["message"] = {"role": "assistant", "content": text, "tool_calls": []}
+            choices.append(choice)
+        kind = "chat.completion" if self.chat else "text_completion"
+        created = int(time.time())
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": created,
+            "model": self.model,
+            "choices": choices,
+            "usage": self._usage(),
+        }
+
+
+class Engine:
+    """The batch: one loop that steps all running requests together."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.running: list[Request] = []
+        self.waiting: list[Request] = []
+        self.aborted = self.total = self.tokens = 0
+        self._news = asyncio.Event()
+
+    def add(self, request: Request) -> None:
+        self.total += 1
+        self.waiting.append(request)
+        self._news.set()
+
+    def abort(self, request: Request) -> None:
+        self.aborted += 1
+        request.gone = True
+        if self.args.ignore_abort:
+            return
+        for batch in (self.running, self.waiting):
+            if request in batch:
+                batch.remove(request)
+
+    async def run(self) -> None:
+        pause = 1 / self.args.per_second if self.args.per_second else 0
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            if not self.running and not self.waiting:
+                self._news.clear()
+                await self._news.wait()
+                due = loop.time()
+            room = self.args.max_num_seqs - len(self.running)
+            self.running += self.waiting[:room]
+            del self.waiting[:room]
+            self._step_all()
+            due = max(due + pause, loop.time() - pause)
+            await asyncio.sleep(max(0.0, due - loop.time()))
+
+    def _step_all(self) -> None:
+        args, now = self.args, time.monotonic()
+        for request in list(self.running):
+            if request.not_before > now:
+                continue
+            if args.hang_after_tokens and self.tokens >= args.hang_after_tokens:
+                return
+            if args.die_after_tokens and self.tokens >= args.die_after_tokens:
+                os._exit(9)
+            if request.gone:
+                request.made += 1
+                ended = request.made >= request.total
+            else:
+                ended = request.step()
+            self.tokens += 1
+            if ended:
+                self.running.remove(request)
+                request.door.ended(request)
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "running": len(self.running), "waiting": len(self.waiting), "aborted": self.aborted,
+            "total": self.total, "tokens": self.tokens, "pid": os.getpid(),
+        }  # fmt: skip
+
+    def metrics(self) -> str:
+        label = f'{{engine="0",model_name="{self.args.served_model_name}"}}'
+        usage = min(1.0, len(self.running) / max(1, self.args.max_num_seqs))
+        return (
+            "# TYPE vllm:num_requests_running gauge\n"
+            f"vllm:num_requests_running{label} {len(self.running)}.0\n"
+            "# TYPE vllm:num_requests_waiting gauge\n"
+            f"vllm:num_requests_waiting{label} {len(self.waiting)}.0\n"
+            "# TYPE vllm:kv_cache_usage_perc gauge\n"
+            f"vllm:kv_cache_usage_perc{label} {usage}\n"
+            "# TYPE vllm:generation_tokens counter\n"
+            f"vllm:generation_tokens_total{label} {self.tokens}.0\n"
+        )
+
+
+class Door(asyncio.Protocol):
+    """One connection: parses requests, writes answers."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.request: Request | None = None
+        self.parser = httptools.HttpRequestParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.request is not None:
+            self.engine.abort(self.request)
+            self.request = None
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.parts: list[bytes] = []
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+    def on_body(self, body: bytes) -> None:
+        self.parts.append(body)
+
+    def on_message_complete(self) -> None:
+        method, path = self.parser.get_method().decode(), self.url.decode().split("?")[0]
+        try:
+            self._route(method, path, b"".join(self.parts))
+        except Refusal as refusal:
+            self.answer(refusal.status, refusal.body)
+
+    def _route(self, method: str, path: str, body: bytes) -> None:
+        args = self.engine.args
+        if method == "POST" and path in {"/v1/completions", "/v1/chat/completions"}:
+            self._complete(path, body)
+        elif method == "POST" and path == "/v1/embeddings":
+            self._embed(self._parse(body))
+        elif path == "/health":
+            self.answer(200, b"", b"text/plain")
+        elif path == "/version":
+            self.answer(200, {"version": VERSION})
+        elif path == "/v1/models":
+            card = {"id": args.served_model_name, "object": "model", "owned_by": "vllm", "root": args.model}
+            self.answer(200, {"object": "list", "data": [{**card, "max_model_len": args.max_model_len}]})
+        elif path == "/metrics":
+            self.answer(200, self.engine.metrics().encode(), b"text/plain; version=0.0.4; charset=utf-8")
+        elif path == "/fake/stats":
+            self.answer(200, self.engine.stats())
+        else:
+            self.answer(404, {"detail": "Not Found"})
+
+    def _parse(self, body: bytes) -> dict[str, Any]:
+        try:
+            parsed = json.loads(body)
+        except ValueError:
+            raise Refusal(400, "the body is not JSON") from None
+        name = parsed.get("model")
+        if name != self.engine.args.served_model_name:
+            raise Refusal(404, f"The model `{name}` does not exist.", "NotFoundError", "model")
+        return parsed
+
+    def _complete(self, path: str, body: bytes) -> None:
+        args = self.engine.args
+        warm_up = self.engine.total == 0  # the first request proves that the engine works: knobs spare it
+        if args.busy and not warm_up:
+            raise Refusal(503, "the engine is full", "ServiceUnavailableError")
+        if args.error_status and not warm_up:
+            raise Refusal(args.error_status, "as asked", "InternalServerError")
+        parsed = self._parse(body)
+        if not 0 <= (parsed.get("temperature") or 0) <= 100:
+            raise Refusal(400, "temperature must be non-negative", param="temperature")
+        request_id = self.headers.get(b"x-request-id", b"").decode() or uuid.uuid4().hex
+        self.request = Request(self.engine, self, parsed, "chat" in path, request_id)
+        self.engine.add(self.request)
+
+    def _embed(self, body: dict[str, Any]) -> None:
+        inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        data = [
+            {"object": "embedding", "index": i, "embedding": [len(str(text)) / 100, 0.5, -0.5]}
+            for i, text in enumerate(inputs)
+        ]
+        used = sum(len(str(text).split()) for text in inputs)
+        usage = {"prompt_tokens": used, "total_tokens": used, "completion_tokens": 0}
+        self.answer(200, {"object": "list", "model": body["model"], "data": data, "usage": usage})
+
+    # -- answers ---------------------------------------------------------------------------------------
+    def ended(self, request: Request) -> None:
+        if self.request is request:
+            self.request = None
+
+    def answer(
+        self, status: int, body: bytes | dict[str, Any], content_type: bytes = b"application/json"
+    ) -> None:
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        head = b"HTTP/1.1 %d X\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (
+            status,
+            content_type,
+            len(payload),
+        )
+        self.transport.write(head + payload)
+
+    def start_stream(self) -> None:
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
+        )
+
+    def write_chunk(self, data: bytes) -> None:
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end_stream(self, data: bytes) -> None:
+        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+
+
+def sleep_for_ever(generations: int) -> None:
+    """What a real engine's workers are to whoever has to end them: deaf to SIGTERM, in sessions apart."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if generations > 1:
+        subprocess.Popen([sys.executable, __file__, "--worker", str(generations - 1)], start_new_session=True)
+    while True:
+        time.sleep(60)
+
+
+async def serve(args: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    print(f"INFO 11-23 12:00:00 [api_server.py:1] vLLM API server version {VERSION}", flush=True)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), args.load_seconds)
+        return
+    if args.fail_load:
+        print(
+            f"(EngineCore pid={os.getpid()}) ERROR 11-23 12:00:01 [core.py:842] ValueError: {args.fail_load}"
+        )
+        print("RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
+        sys.exit(1)
+    engine = Engine(args)
+    stepping = asyncio.create_task(engine.run())
+    server = await loop.create_server(lambda: Door(engine), args.host, args.port, backlog=1024)
+    print("INFO:     Application startup complete.", flush=True)
+    await stop.wait()
+    server.close()
+    stepping.cancel()
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    if argv[:1] == ["--worker"]:
+        sleep_for_ever(int(argv[1]))
+    if "-c" in argv:  # the agent asks this Python whether it has vLLM
+        if os.environ.get("FAKE_VLLM_MISSING"):
+            sys.exit(3)
+        print(VERSION)
+        return
+    parser = knobs()
+    parser.add_argument("-m", dest="module")
+    parser.add_argument("--model", default="fake")
+    parser.add_argument("--served-model-name", default=None)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--max-num-seqs", type=int, default=256)
+    args, _unknown = parser.parse_known_args(argv)
+    args.served_model_name = args.served_model_name or args.model
+    ballast = bytearray(os.urandom(1 << 20) * args.memory_mb)
+    if args.children:
+        subprocess.Popen([sys.executable, __file__, "--worker", "2"])
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serve(args))
+    else:
+        uvloop.run(serve(args))
+    del ballast
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""``python -m worker_agent``: see --help."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from worker_agent import agent, log, settings
+from worker_agent.errors import AgentError
+
+
+def main() -> int:
+    """0 after an orderly stop, 1 with one clear line otherwise (2 for wrong options, from argparse)."""
+    told = settings.read(sys.argv[1:], os.environ)
+    log.set_up(as_json=told.log_json)
+    try:
+        asyncio.run(agent.serve(told))
+    except AgentError as error:
+        print(f"worker_agent: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the agent was there to be told
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""The agent's end of the wire: takes `Work` and `Control`, sends `Reply`, keeps the node's lease fresh.
+
+Nothing else in the agent knows that the wire is Redis. While Redis is away, `send` keeps what is owed (up to
+a bound) and everything goes on; writing is at least once, so a reply whose write was cut may arrive twice,
+with the same sequence number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import msgspec
+import redis.asyncio as redis
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+
+from worker_agent import contract, log
+from worker_agent.backoff import Backoff
+from worker_agent.contract import Chunk, Control, RedisAccess, Reply, Work
+from worker_agent.outbox import Outbox
+
+_logger = logging.getLogger(__name__)
+
+BLOCK_MS = 2000
+READ_COUNT = 128
+ANSWER_SECONDS = 5.0
+"""A command that takes longer means a dead connection (a blocking read may take `BLOCK_MS` more)."""
+NOBODY_SECONDS = 5.0
+"""A reply stream that has been missing for so long has no reader any more."""
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether Redis does not know this node's user (any more), or does not let it do this."""
+    denied = isinstance(error, AuthenticationError | NoPermissionError)
+    return denied or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM"))
+
+
+class Mailbox:
+    """Built once for each agent; `use` connects it, and connects it anew.
+
+    `on_work` and `on_control` are called from the reader and must return at once; `on_nobody(web)` when a web
+    process no longer reads; `on_denied()` when the credentials are refused (`use` is the way out of that).
+    """
+
+    def __init__(
+        self,
+        *,
+        on_work: Callable[[Work], None],
+        on_control: Callable[[Control], None],
+        on_nobody: Callable[[str], None],
+        on_denied: Callable[[], None],
+        redis_ca: str | None = None,
+        owed_bytes: int = 64 << 20,
+    ) -> None:
+        self._on_work, self._on_control = on_work, on_control
+        self._on_nobody, self._on_denied = on_nobody, on_denied
+        self._redis_ca = redis_ca
+        self._outbox = Outbox(owed_bytes)
+        self._client: redis.Redis | None = None
+        self._ready = asyncio.Event()
+        self._renewed = asyncio.Event()
+        self.connected = False
+        self.node, self.incarnation = "", 0
+        self._lease_refresh, self._lease_ms = 2.0, 6000
+
+    async def use(self, access: RedisAccess) -> None:
+        """Connect with these credentials from now on, cutting the connections of the old ones."""
+        old, self._client = self._client, self._connect(access)
+        self._ready.set()
+        self._renewed.set()
+        if old is not None:
+            await _close(old)
+
+    def identify(self, node: str, incarnation: int, lease_refresh: float, lease_seconds: float) -> None:
+        """Say whose mailbox this is; before the first `use`, and after every registration."""
+        self.node, self.incarnation = node, incarnation
+        self._lease_refresh, self._lease_ms = lease_refresh, int(lease_seconds * 1000)
+
+    def send(self, web: str, reply: Reply) -> bool:
+        """Send soon; returns at once. False if too much is owed already: the reply was dropped.
+
+        Only chunks are dropped: the last word on an attempt is small and always kept.
+        """
+        return self._outbox.put(web, reply, must=not isinstance(reply, Chunk))
+
+    async def run(self) -> None:
+        """Read, write and refresh for ever; returns only by cancellation."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._for_ever("read", self._read))
+            tasks.create_task(self._for_ever("write", self._write))
+            tasks.create_task(self._for_ever("lease", self._refresh))
+
+    async def flush(self, seconds: float) -> bool:
+        """Wait until nothing is owed; False if that took longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._outbox.empty()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Give up the lease and hang up. `run` must have ended."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        if self.connected:
+            try:
+                async with asyncio.timeout(1.0):
+                    await client.delete(contract.lease_key(self.node))
+            except (RedisError, OSError, TimeoutError):
+                pass  # it expires by itself
+        await _close(client)
+
+    # -- the connection --------------------------------------------------------------------------------
+    def _connect(self, access: RedisAccess) -> redis.Redis:
+        options: dict[str, Any] = {}
+        if access.url.startswith("rediss://") and self._redis_ca is not None:
+            options["ssl_ca_certs"] = self._redis_ca
+        return redis.Redis.from_url(
+            access.url,
+            username=access.username or None,
+            password=access.password or None,
+            protocol=2,
+            # What the node's user may not do, the client must not try: no CLIENT SETINFO on connecting.
+            lib_name=None,
+            lib_version=None,
+            socket_connect_timeout=ANSWER_SECONDS,
+            socket_timeout=ANSWER_SECONDS + BLOCK_MS / 1000,
+            socket_keepalive=True,
+            retry=None,
+            **options,
+        )
+
+    async def _for_ever(self, what: str, loop: Callable[[redis.Redis], Awaitable[None]]) -> None:
+        """Run `loop` over a connection; when it breaks, again after a growing pause."""
+        backoff = Backoff()
+        while True:
+            await self._ready.wait()
+            client = cast(redis.Redis, self._client)
+            started = asyncio.get_running_loop().time()
+            try:
+                await loop(client)
+            except (RedisError, OSError, TimeoutError) as error:
+                if client is not self._client:
+                    continue  # we hung up ourselves, for better credentials
+                if asyncio.get_running_loop().time() - started > 10:
+                    backoff.reset()
+                self._lost(what, error)
+                await self._pause(backoff.pause())
+
+    def _lost(self, what: str, error: BaseException) -> None:
+        denied = is_denied(error)
+        if self.connected or denied:
+            why = "the credentials are refused" if denied else str(error) or type(error).__name__
+            log.event(_logger, logging.WARNING, "lost the broker, trying again", part=what, why=why)
+        self.connected = False
+        if denied:
+            self._on_denied()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not beyond new credentials."""
+        self._renewed.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._renewed.wait()
+        except TimeoutError:
+            pass
+
+    # -- reading ---------------------------------------------------------------------------------------
+    async def _read(self, client: redis.Redis) -> None:
+        inbox, control = contract.inbox_key(self.node), contract.control_key(self.node)
+        # From the beginning on every connection: what is still there was never read, or its deletion is
+        # owed (`_deleting` knows those). A kept cursor would miss entries after a Redis whose clock or
+        # history is another.
+        cursors: dict[str, bytes | str] = {inbox: "0-0", control: "0-0"}
+        while True:
+            found = cast(
+                "list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]] | None",
+                await client.xread(cast(Any, cursors), count=READ_COUNT, block=BLOCK_MS),
+            )
+            if not self.connected:
+                self.connected = True
+                log.event(_logger, logging.INFO, "connected to the broker")
+            for stream, entries in found or ():
+                key = stream.decode()
+                for entry, fields in entries:
+                    cursors[key] = entry
+                    if not self._outbox.is_deleting(key, entry):
+                        self._outbox.delete(key, entry)
+                        self._take(key == inbox, fields.get(contract.FIELD, b""))
+
+    def _take(self, is_work: bool, data: bytes) -> None:
+        try:
+            if is_work:
+                self._on_work(contract.decode_work(data))
+            else:
+                self._on_control(contract.decode_control(data))
+        except msgspec.MsgspecError as error:
+            log.event(_logger, logging.ERROR, "dropped a message that is not understood", why=str(error))
+
+    # -- writing ---------------------------------------------------------------------------------------
+    async def _write(self, client: redis.Redis) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._outbox.next_batch()
+            pipeline = client.pipeline(transaction=False)
+            for web, data in batch.writes:
+                pipeline.execute_command(
+                    *("XADD", contract.reply_key(web), "NOMKSTREAM"),
+                    *("MAXLEN", "~", contract.REPLY_STREAM_MAXLEN, "*", contract.FIELD, data),
+                )
+            for key, entries in batch.deletes.items():
+                pipeline.execute_command("XDEL", key, *entries)
+            results = await pipeline.execute(raise_on_error=False)
+            for result in results:
+                if isinstance(result, ResponseError):
+                    raise result
+            nobody = {web for (web, _), result in zip(batch.writes, results, strict=False) if result is None}
+            for web in self._outbox.done(batch, nobody, loop.time(), NOBODY_SECONDS):
+                log.event(_logger, logging.WARNING, "nobody reads the replies any more", web=web)
+                self._on_nobody(web)
+
+    async def _refresh(self, client: redis.Redis) -> None:
+        while True:
+            await client.set(contract.lease_key(self.node), str(self.incarnation), px=self._lease_ms)
+            await asyncio.sleep(self._lease_refresh)
+
+
+async def _close(client: redis.Redis) -> None:
+    try:
+        await client.connection_pool.disconnect(inuse_connections=True)
+        await client.aclose()
+    except (RedisError, OSError):
+        pass  # it was broken already

@@ -1,0 +1,155 @@
+"""What the agent owes the wire: replies by web process, and entries to delete. No I/O here.
+
+Replies that gather while one write is under way go out in the next, one list for each web process: the load
+sets the size of the batches, no timer does. A list whose write failed is written again as it was, before
+anything newer for the same web process; one that found no reader waits aside and holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+from worker_agent.contract import Chunk, Done, Reply, encode
+
+_OVERHEAD = 120  # bytes that a reply costs beside its body, about
+ENTRY_BYTES = 512 * 1024
+"""A list of replies is cut at about this size."""
+RETRY_SECONDS = 0.1
+"""A web process that starts anew makes its stream within moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One trip: an encoded list of replies for each web process, and entries to delete by stream."""
+
+    writes: list[tuple[str, bytes]]
+    deletes: dict[str, list[bytes]]
+
+
+@dataclass(slots=True)
+class _Owed:
+    """To one web process. `sent` is the list under way, or the one to write again."""
+
+    replies: list[Reply] = field(default_factory=list)
+    sent: bytes = b""
+    sent_size: int = 0
+    missing_since: float | None = None
+    not_before: float = 0.0
+
+
+def _size(reply: Reply) -> int:
+    if isinstance(reply, Chunk):
+        return len(reply.data) + _OVERHEAD
+    return (len(reply.body) if isinstance(reply, Done) else 0) + _OVERHEAD
+
+
+class Outbox:
+    """Bounded in bytes; `put` never waits. Times are the event loop's."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._owed: dict[str, _Owed] = {}
+        self._deletes: dict[str, dict[bytes, None]] = {}
+        self._size = 0
+        self._news = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def put(self, web: str, reply: Reply, *, must: bool) -> bool:
+        """Owe `reply` to `web`; False (and nothing owed) beyond the bound, unless it `must`."""
+        size = _size(reply)
+        if self._size + size > self._bound and not must:
+            return False
+        self._size += size
+        owed = self._owed.get(web)
+        if owed is None:
+            owed = self._owed[web] = _Owed()
+        owed.replies.append(reply)
+        self._wake()
+        return True
+
+    def delete(self, stream: str, entry: bytes) -> None:
+        """Owe the deletion of an entry that was read."""
+        self._deletes.setdefault(stream, {})[entry] = None
+        self._wake()
+
+    def is_deleting(self, stream: str, entry: bytes) -> bool:
+        """Whether an entry was read already and only its deletion is owed."""
+        return entry in self._deletes.get(stream, ())
+
+    async def empty(self) -> None:
+        """Wait until nothing is owed."""
+        await self._empty.wait()
+
+    async def next_batch(self) -> Batch:
+        """What to write now. `done` says it was; without that, the next batch holds it again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._news.clear()
+            now = loop.time()
+            batch = self._gather(now)
+            if batch.writes or batch.deletes:
+                return batch
+            aside = min((it.not_before for it in self._owed.values()), default=None)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(aside):
+                    await self._news.wait()
+
+    def done(self, batch: Batch, nobody: set[str], now: float, patience: float) -> list[str]:
+        """The batch was written, but nobody reads the streams of `nobody`: theirs is kept for another try.
+
+        Returns those that have been missing for longer than `patience` seconds; what was owed to them is
+        forgotten.
+        """
+        for stream, entries in batch.deletes.items():
+            for entry in entries:
+                self._deletes[stream].pop(entry, None)
+            if not self._deletes[stream]:
+                del self._deletes[stream]
+        gone = []
+        for web, _ in batch.writes:
+            owed = self._owed[web]
+            if web in nobody:
+                owed.not_before = now + RETRY_SECONDS
+                if owed.missing_since is None:
+                    owed.missing_since = now
+                if now - owed.missing_since > patience:
+                    gone.append(web)
+                    self._size -= owed.sent_size + sum(map(_size, owed.replies))
+                    del self._owed[web]
+                continue
+            self._size -= owed.sent_size
+            owed.sent, owed.sent_size, owed.missing_since, owed.not_before = b"", 0, None, 0.0
+            if not owed.replies:
+                del self._owed[web]
+        if not self._owed and not self._deletes:
+            self._empty.set()
+        return gone
+
+    def _gather(self, now: float) -> Batch:
+        writes = []
+        for web, owed in self._owed.items():
+            if owed.not_before > now:
+                continue
+            if not owed.sent:
+                part = _first_part(owed.replies)
+                owed.sent, owed.sent_size = encode(part), sum(map(_size, part))
+                del owed.replies[: len(part)]
+            writes.append((web, owed.sent))
+        return Batch(writes, {stream: list(entries) for stream, entries in self._deletes.items()})
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._empty.clear()
+
+
+def _first_part(replies: list[Reply]) -> list[Reply]:
+    """As many of the first as make one entry of bounded size; at least one."""
+    size = 0
+    for count, reply in enumerate(replies):
+        size += _size(reply)
+        if size > ENTRY_BYTES and count:
+            return replies[:count]
+    return list(replies)
