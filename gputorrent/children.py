@@ -28,14 +28,14 @@ def never() -> bool:
 class Child:
     """One process: its command, where its output goes, and how it is told to end.
 
-    Output is appended to `log`. `grace` is how many seconds it gets after `stop_signal` before SIGKILL.
-    `on_death` is the signal it gets from the kernel when this process dies without stopping it. `account` is
-    a user and group id to run as.
+    Output is appended to `log`, or goes where ours goes if that is None. `grace` is how many seconds it gets
+    after `stop_signal` before SIGKILL. `on_death` is the signal it gets from the kernel when this process
+    dies without stopping it. `account` is a user and group id to run as.
     """
 
     name: str
     command: Sequence[str | os.PathLike[str]]
-    log: Path
+    log: Path | None
     env: Mapping[str, str] | None = None
     cwd: Path | None = None
     stdin: bytes = b""
@@ -49,14 +49,16 @@ class Child:
 
     def start(self) -> None:
         """Start it. Raises OSError when the log cannot be written."""
-        fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
+        fd = -1
+        if self.log is not None:
+            fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             self._log_start = os.fstat(fd).st_size
+        try:
             self._process = subprocess.Popen(
                 tied(self.command, self.on_death, self.account),
                 stdin=subprocess.PIPE if self.stdin else subprocess.DEVNULL,
-                stdout=fd,
-                stderr=subprocess.STDOUT,
+                stdout=None if fd < 0 else fd,
+                stderr=None if fd < 0 else subprocess.STDOUT,
                 env=None if self.env is None else dict(self.env),
                 cwd=self.cwd,
                 # A group of its own: the terminal's Ctrl-C reaches the launcher alone, which then decides.
@@ -64,7 +66,8 @@ class Child:
                 pass_fds=self.pass_fds,
             )
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         if self._process.stdin is not None:
             try:
                 self._process.stdin.write(self.stdin)
@@ -89,7 +92,9 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def output(self, limit: int = 64_000) -> str:
-        """What it has written since this start, at most the last `limit` bytes."""
+        """What it has written since this start, at most the last `limit` bytes; empty without a log."""
+        if self.log is None:
+            return ""
         try:
             with self.log.open("rb") as f:
                 end = f.seek(0, os.SEEK_END)

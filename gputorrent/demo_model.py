@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -43,6 +45,8 @@ def choose(text: str) -> Model:
     name, equals, source = text.partition("=")
     if not equals:
         name, source = "", text
+    elif not (name and source):
+        raise ValueError(f"MODEL: {text!r} lacks a name or a source: use NAME=FOLDER or NAME=OWNER/MODEL")
     local = source.startswith((".", "/", "~")) or Path(source).is_dir()
     if local:
         folder = Path(source).expanduser().resolve()
@@ -58,6 +62,15 @@ def choose(text: str) -> Model:
                 "or NAME=FOLDER"
             )
     return Model(name, source)
+
+
+def context_without_gpu(model: Model) -> int:
+    """Tokens of context to serve where memory is scarce: 2,048, or less if the model has less."""
+    most = 2048
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads(Path(model.source, "config.json").read_text("utf-8"))
+        most = min(most, int(config.get("max_position_embeddings", most)))
+    return most
 
 
 def ensure_default(engine_python: Path) -> Path:

@@ -82,11 +82,15 @@ class RedisServer:
 
     Password and port are kept in the folder, so that a restart is found where the first was. `persist` writes
     every change to an append-only file; without it a restart comes back empty. `bind` is the address it
-    listens on: anything but loopback shows an unencrypted Redis to the network. It dies with this process.
+    listens on: anything but loopback shows an unencrypted Redis to the network. `patience` is how many seconds
+    a predecessor gets to leave the folder. It dies with this process.
     """
 
-    def __init__(self, folder: Path, *, persist: bool = False, bind: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, *, persist: bool = False, bind: str = "127.0.0.1", patience: float = 10.0
+    ) -> None:
         self.folder = folder
+        self.patience = patience
         self.persist = persist
         self.bind = bind
         self.port = 0
@@ -169,7 +173,7 @@ class RedisServer:
         # The server inherits the lock: it is free only when both are gone, so a successor never opens an
         # append-only file that its predecessor is still closing.
         fd = os.open(self.folder / "redis.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + self.patience
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

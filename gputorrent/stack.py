@@ -72,7 +72,7 @@ class Stack:
             owner = os.read(fd, 20).decode("ascii", "replace").strip() or "unknown"
             os.close(fd)
             raise Failure(
-                f"{data} is in use by process {owner}: stop that one, or set GPUTORRENT_DATA_DIR to another folder"
+                f"{data} is in use by process {owner}: stop it, or set GPUTORRENT_DATA_DIR to another folder"
             ) from None
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())

@@ -332,7 +332,8 @@ def beat(node: Node, beat: Heartbeat, reached_as: str) -> BeatReply:
             _return(node, "beats again")
         elif node.state == NodeState.DRAINING and not node.drain_wanted:
             move(node, Move.RESUME, "the agent takes work again")
-    access = None if beat.redis_connected else _new_access(node, reached_as)
+    lost = beat.redis_denied or (not beat.redis_connected and not acl.exists(blocking(), node.pk))
+    access = _new_access(node, reached_as) if lost else None
     publish(node)
     return BeatReply(state=node.state, draining=node.state == NodeState.DRAINING, redis=access)
 

@@ -96,7 +96,7 @@ class Request:
         self.made = 0
         self.begun = False
         self.gone = False
-        self.not_before = time.monotonic() + engine.args.first_seconds
+        self.not_before = time.monotonic() + (engine.args.first_seconds if engine.total else 0.0)
         name = body["model"]
         self.id = ("chatcmpl-" if chat else "cmpl-") + request_id
         kind = "chat.completion.chunk" if chat else "text_completion"
@@ -271,17 +271,19 @@ class Engine:
             room = self.args.max_num_seqs - len(self.running)
             self.running += self.waiting[:room]
             del self.waiting[:room]
-            self._step_all()
-            due = max(due + pause, loop.time() - pause)
+            stepped = self._step_all()
+            due = max(due + (pause if stepped else max(pause, 0.01)), loop.time() - pause)
             await asyncio.sleep(max(0.0, due - loop.time()))
 
-    def _step_all(self) -> None:
+    def _step_all(self) -> bool:
+        """One token for each request in the batch; False if none was due one."""
+        stepped = False
         args, now = self.args, time.monotonic()
         for request in list(self.running):
             if request.not_before > now:
                 continue
             if args.hang_after_tokens and self.tokens >= args.hang_after_tokens:
-                return
+                return stepped
             if args.die_after_tokens and self.tokens >= args.die_after_tokens:
                 os._exit(9)
             if request.gone:
@@ -290,9 +292,11 @@ class Engine:
             else:
                 ended = request.step()
             self.tokens += 1
+            stepped = True
             if ended:
                 self.running.remove(request)
                 request.door.ended(request)
+        return stepped
 
     def stats(self) -> dict[str, Any]:
         return {

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 from gputorrent import ports
 from gputorrent.children import Child
@@ -175,6 +176,13 @@ class Server:
         if "could not bind" in said:
             return False
         raise NoPostgres(f"PostgreSQL {self.child.ending()}: {said.strip()}")
+
+    def new_database(self) -> str:
+        """The URL of a fresh, empty database."""
+        name = f"test_{secrets.token_hex(6)}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        return self.url.removesuffix("postgres") + name
 
     def stop(self) -> None:
         if self.child is not None:

@@ -64,6 +64,7 @@ class Agent:
             on_control=self._control,
             on_nobody=self.attempts.abandon,
             on_denied=self.session.beat_now,
+            on_connected=self.session.beat_now,
             redis_ca=settings.redis_ca,
         )
 
@@ -130,6 +131,7 @@ class Agent:
             cpu_usage=hardware.cpu_usage(),
             attempts=self.attempts.keys(),
             redis_connected=self.mailbox.connected,
+            redis_denied=self.mailbox.denied,
         )
 
     async def _apply(self, reply: BeatReply) -> None:

@@ -231,6 +231,7 @@ class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     cpu_usage: Ratio
     attempts: Annotated[list[ShortText], Meta(max_length=100_000)]  # "job:attempt" of all work on the node
     redis_connected: bool = True
+    redis_denied: bool = False  # Redis refuses our credentials: new ones are needed
 
 
 class BeatReply(Struct, frozen=True):

@@ -41,7 +41,7 @@ class _Connection(asyncio.Protocol):
     def _begin(self) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
-        self.complete = False
+        self.complete = self._keep_alive = False
         self.broken = ""
         self._parts: list[bytes] = []
         self._unread = 0
@@ -84,11 +84,12 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self.complete = True
+        self._keep_alive = self._parser.should_keep_alive()  # only tells within this call
 
     # -- ours ------------------------------------------------------------------------------------------
     @property
     def reusable(self) -> bool:
-        return self.complete and not self.lost and self._parser.should_keep_alive()
+        return self.complete and not self.lost and self._keep_alive
 
     def send(self, data: bytes) -> None:
         if self.complete:

@@ -41,7 +41,8 @@ class Mailbox:
     """Built once for each agent; `use` connects it, and connects it anew.
 
     `on_work` and `on_control` are called from the reader and must return at once; `on_nobody(web)` when a web
-    process no longer reads; `on_denied()` when the credentials are refused (`use` is the way out of that).
+    process no longer reads; `on_denied()` when the credentials are refused (`use` is the way out of that);
+    `on_connected()` when the broker is there, for the first time or again.
     """
 
     def __init__(
@@ -51,22 +52,25 @@ class Mailbox:
         on_control: Callable[[Control], None],
         on_nobody: Callable[[str], None],
         on_denied: Callable[[], None],
+        on_connected: Callable[[], None],
         redis_ca: str | None = None,
         owed_bytes: int = 64 << 20,
     ) -> None:
         self._on_work, self._on_control = on_work, on_control
-        self._on_nobody, self._on_denied = on_nobody, on_denied
+        self._on_nobody, self._on_denied, self._on_connected = on_nobody, on_denied, on_connected
         self._redis_ca = redis_ca
         self._outbox = Outbox(owed_bytes)
         self._client: redis.Redis | None = None
         self._ready = asyncio.Event()
         self._renewed = asyncio.Event()
         self.connected = False
+        self.denied = False
         self.node, self.incarnation = "", 0
         self._lease_refresh, self._lease_ms = 2.0, 6000
 
     async def use(self, access: RedisAccess) -> None:
         """Connect with these credentials from now on, cutting the connections of the old ones."""
+        self.denied = False
         old, self._client = self._client, self._connect(access)
         self._ready.set()
         self._renewed.set()
@@ -125,8 +129,7 @@ class Mailbox:
             password=access.password or None,
             protocol=2,
             # What the node's user may not do, the client must not try: no CLIENT SETINFO on connecting.
-            lib_name=None,
-            lib_version=None,
+            driver_info=None,
             socket_connect_timeout=ANSWER_SECONDS,
             socket_timeout=ANSWER_SECONDS + BLOCK_MS / 1000,
             socket_keepalive=True,
@@ -157,6 +160,7 @@ class Mailbox:
             why = "the credentials are refused" if denied else str(error) or type(error).__name__
             log.event(_logger, logging.WARNING, "lost the broker, trying again", part=what, why=why)
         self.connected = False
+        self.denied = self.denied or denied
         if denied:
             self._on_denied()
 
@@ -176,13 +180,16 @@ class Mailbox:
         # owed (`_deleting` knows those). A kept cursor would miss entries after a Redis whose clock or
         # history is another.
         cursors: dict[str, bytes | str] = {inbox: "0-0", control: "0-0"}
+        block: int | None = None  # the first read returns at once and proves the connection
         while True:
             found = cast(
                 "list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]] | None",
-                await client.xread(cast(Any, cursors), count=READ_COUNT, block=BLOCK_MS),
+                await client.xread(cast(Any, cursors), count=READ_COUNT, block=block),
             )
+            block = BLOCK_MS
             if not self.connected:
-                self.connected = True
+                self.connected, self.denied = True, False
+                self._on_connected()
                 log.event(_logger, logging.INFO, "connected to the broker")
             for stream, entries in found or ():
                 key = stream.decode()

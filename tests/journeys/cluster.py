@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -46,7 +47,11 @@ class Cluster:
         self.port = ports.any_free()
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("GPUTORRENT_", "FAKE_VLLM_", "DJANGO_"))},
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("GPUTORRENT_", "FAKE_VLLM_", "DJANGO_"))
+            },
             "GPUTORRENT_DATA_DIR": str(folder / "data"),
             "DATABASE_URL": database_url,
             "PYTHONPATH": str(ROOT),
@@ -94,13 +99,15 @@ class Cluster:
         self.until(lambda: self.ready(port), "web is ready", 30, web)
         return web
 
-    def start_agent(self, name: str, *flags: str, model: str = MODEL, arguments: tuple[str, ...] = ()) -> Child:
+    def start_agent(
+        self, name: str, *flags: str, model: str = MODEL, arguments: tuple[str, ...] = ()
+    ) -> Child:
         """An agent with a fake engine; `flags` are the engine's knobs, `arguments` the agent's own."""
         wrapper = write_wrapper(self.folder / f"engine-{name}", *flags)
         command = [sys.executable, "-m", "worker_agent", "--coordinator", self.url, "--name", name]
         command += ["--model", model, "--engine-python", str(wrapper), "--grace-seconds", "3"]
         command += ["--state-dir", str(self.folder / f"state-{name}"), *arguments]
-        return self.start(f"agent-{name}", command, grace=20, GPUTORRENT_TOKEN=self.token)
+        return self.start(f"agent-{name}", command, grace=20, GPUTORRENT_TOKEN=self.token, CLUSTER_AGENT=name)
 
     def agent_ready(self, name: str, *flags: str, **how: Any) -> Child:
         agent = self.start_agent(name, *flags, **how)
@@ -166,7 +173,9 @@ class Cluster:
             if true():
                 return
             if child is not None and not child.alive:
-                raise AssertionError(f"not so: {what}: {child.name} {child.ending()}\n{child.output()[-4000:]}")
+                raise AssertionError(
+                    f"not so: {what}: {child.name} {child.ending()}\n{child.output()[-4000:]}"
+                )
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {c.name}\n{c.output()[-3000:]}" for c in self.children)
                 raise AssertionError(f"not so after {seconds} s: {what}\n{logs}")
@@ -176,24 +185,16 @@ class Cluster:
         status = self.get("/cluster/status").json()
         return sum(m["in_flight"] for m in status["models"]) + status["waiting"]
 
-    def engines(self) -> list[psutil.Process]:
-        """Every process of a fake engine of this cluster, on the whole machine."""
+    def processes(self, agent: str) -> list[psutil.Process]:
+        """Every process on the machine that this agent of this cluster started, and the agent itself."""
         found = []
         for process in psutil.process_iter():
-            try:
-                line = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if "fake_vllm" in line and str(self.folder) in line + _environment(process):
-                found.append(process)
+            with contextlib.suppress(psutil.Error):
+                environment = process.environ()
+                ours = environment.get("GPUTORRENT_DATA_DIR") == self.env["GPUTORRENT_DATA_DIR"]
+                if ours and environment.get("CLUSTER_AGENT") == agent and process.status() != "zombie":
+                    found.append(process)
         return found
-
-
-def _environment(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.environ().values())
-    except psutil.Error:
-        return ""
 
 
 def events(lines: Any) -> list[Any]:

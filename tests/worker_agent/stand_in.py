@@ -6,6 +6,7 @@ answers can be changed while it runs: `refuse`, `access`, `drain`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import threading
@@ -60,10 +61,13 @@ class StandIn:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 status, answer = outer.answer(self.path, body, self.headers.get("authorization", ""))
-                self.send_response(status)
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                with contextlib.suppress(
+                    BrokenPipeError, ConnectionResetError
+                ):  # an agent may stop meanwhile
+                    self.send_response(status)
+                    self.send_header("content-length", str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -1,0 +1,58 @@
+"""What the coordinator's tests stand on: a Redis server of their own and a database in a temporary folder.
+
+pytest-django reads the settings before any conftest is loaded, so the Redis settings are pointed at the
+server afterwards, before the first client is made. `DATABASE_URL` chooses the database as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis
+from asgiref.sync import sync_to_async
+from django.conf import settings as django_settings
+from django.db import connections
+
+from gputorrent.embedded import RedisServer
+from gputorrent.redis import blocking
+
+
+@pytest.fixture(scope="session")
+def wire_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis server that lives as long as the tests do."""
+    with RedisServer(tmp_path_factory.mktemp("wire")) as server:
+        django_settings.REDIS_URL = server.url
+        for queue in django_settings.RQ_QUEUES.values():
+            queue["URL"] = server.url
+        django_settings.CHANNEL_LAYERS["default"]["CONFIG"]["hosts"] = [server.url]
+        blocking.cache_clear()
+        yield server.url
+        blocking().close()
+        blocking.cache_clear()
+
+
+@pytest.fixture
+def wire(wire_server: str) -> redis.Redis:
+    """A client with all rights; Redis holds nothing, and nobody but the default user."""
+    client = blocking()
+    client.flushall()
+    nodes = [user for user in client.acl_users() if user.startswith("gt-node-")]
+    if nodes:
+        client.acl_deluser(*nodes)
+    return client
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SQLite in a file: threads share one in memory only with locks that no time-out applies to."""
+    config = connections["default"].settings_dict
+    if config["ENGINE"].endswith("sqlite3"):
+        config["TEST"]["NAME"] = str(tmp_path_factory.mktemp("ledger") / "test.sqlite3")
+
+
+@pytest.fixture
+async def ledger(transactional_db: None) -> AsyncIterator[None]:
+    """The database for tests that run in an event loop, whose code reaches it from other threads."""
+    yield
+    await sync_to_async(connections.close_all)()

@@ -1,0 +1,20 @@
+import socket
+
+import pytest
+
+from gputorrent import ports
+
+
+def test_a_port_that_somebody_listens_on_is_not_free():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        assert not ports.is_free(taken)
+        assert ports.next_free(taken) > taken
+        with pytest.raises(OSError, match="no free port"):
+            ports.next_free(taken, tries=1)
+    assert ports.is_free(taken)
+
+
+def test_any_free_gives_a_port_to_listen_on():
+    with socket.create_server(("127.0.0.1", ports.any_free())):
+        pass
