@@ -4,7 +4,7 @@ an iterator of bytes, out. Both doors (`api.views` and `api.lean`) call it and d
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from api import errors, schemas, streaming
@@ -23,12 +23,23 @@ SSE: Headers = [
 
 @dataclass(slots=True)
 class Answer:
-    """`body` is whole, or `parts` yields it. Closing `parts` early is the caller leaving."""
+    """`body` is whole, or `parts` yields it. A door calls `close` when it is done, however it ends."""
 
     status: int
     headers: Headers
     body: bytes = b""
     parts: AsyncGenerator[bytes, None] | None = None
+    on_close: Callable[[], None] | None = None
+
+    async def close(self) -> None:
+        """The caller has everything, or has left: the job ends if it has not yet.
+
+        Closing the generator alone would not do: one that was never started does nothing when closed.
+        """
+        if self.parts is not None:
+            await self.parts.aclose()
+        if self.on_close is not None:
+            self.on_close()
 
 
 async def complete(gateway: Gateway, path: str, authorization: str, body: bytes) -> Answer:
@@ -36,14 +47,21 @@ async def complete(gateway: Gateway, path: str, authorization: str, body: bytes)
     try:
         caller = gateway.keys.caller(authorization)
         request = schemas.parse(path, body, key=caller.key)
-        job, first = await gateway.dispatcher.begin(request)
+        job = await gateway.dispatcher.submit(request)
+        if request.stream and not job.node:
+            # It waits, perhaps for a model to be loaded: the stream opens now and is kept alive meanwhile.
+            headers: Headers = [(b"x-request-id", job.id.encode())]
+            parts = streaming.waiting(gateway.dispatcher, job)
+            return Answer(200, SSE + headers, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+        first = await gateway.dispatcher.first(job)
     except JobError as e:
         return refuse(errors.of_job(e))
     except ApiError as e:
         return refuse(e)
-    headers: Headers = [(b"x-request-id", job.id.encode())]
+    headers = [(b"x-request-id", job.id.encode())]
     if isinstance(first, Chunk):
-        return Answer(200, SSE + headers, parts=streaming.events(gateway.dispatcher, job, first.data))
+        parts = streaming.events(gateway.dispatcher, job, first.data)
+        return Answer(200, SSE + headers, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
     if first.status >= 400:
         return refuse(streaming.engine_refusal(first.status, first.body), headers)
     kind = SSE if request.stream else JSON

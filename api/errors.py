@@ -14,6 +14,8 @@ from jobs.dispatch import (
     BrokerUnavailable,
     FirstTokenTimeout,
     JobError,
+    ModelLoading,
+    ModelUnavailable,
     NoSuchModel,
     NoWorkers,
     QueueFull,
@@ -28,6 +30,8 @@ Headers = list[tuple[bytes, bytes]]
 JOB_ERRORS: Final[dict[type[JobError], tuple[int, str]]] = {
     NoSuchModel: (404, "invalid_request_error"),
     NoWorkers: (503, "service_unavailable_error"),
+    ModelUnavailable: (503, "service_unavailable_error"),
+    ModelLoading: (503, "service_unavailable_error"),
     QueueFull: (429, "rate_limit_error"),
     QueueTimeout: (503, "service_unavailable_error"),
     FirstTokenTimeout: (504, "timeout_error"),
@@ -36,7 +40,7 @@ JOB_ERRORS: Final[dict[type[JobError], tuple[int, str]]] = {
 }
 """How an end without an answer looks to a caller: HTTP status and OpenAI's `type`. The `code` is ours."""
 
-NO_RETRY: Final = frozenset({FirstTokenTimeout})
+NO_RETRY: Final = frozenset({FirstTokenTimeout, ModelUnavailable})
 """Ends after which the official clients should not repeat the request by themselves."""
 
 

@@ -66,12 +66,12 @@ async def _answer(scope: Scope, body: bytes, send: Send) -> None:
     if answer.parts is None:
         await _send_whole(send, answer)
         return
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     try:
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         async for part in answer.parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
     finally:
-        await answer.parts.aclose()
+        await answer.close()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

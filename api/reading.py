@@ -115,6 +115,8 @@ def _worker(node: Node) -> dict[str, Any]:
         "incarnation": node.incarnation,
         "labels": node.labels,
         "in_flight": node.in_flight,
+        "memory_budget": node.memory_budget,
+        "memory_used": node.memory_used,
         "host": {
             "hostname": node.hostname,
             "os": node.os,
@@ -149,6 +151,9 @@ def _worker(node: Node) -> dict[str, Any]:
                 "engine": m.engine,
                 "slots": m.slots,
                 "max_model_len": m.max_model_len or None,
+                "need": m.need or None,
+                "fits": m.fits,
+                "pinned": m.pinned,
                 "running": m.running,
                 "waiting": m.waiting,
                 "kv_cache_usage": m.kv_cache_usage,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
+from django.conf import settings
 
 from api import errors
 from api.errors import ApiError
 from jobs.dispatch import Dispatcher, JobError
 from jobs.interactive import InteractiveJob
+from worker_agent.contract import Chunk
 
 
 async def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> AsyncGenerator[bytes, None]:
@@ -23,7 +26,41 @@ async def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> A
             async for data in rest:
                 yield data
         except JobError as e:
-            yield b"data: " + errors.of_job(e).body() + b"\n\n"
+            yield error_event(errors.of_job(e))
+
+
+async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator[bytes, None]:
+    """The stream of a job that has no node yet: comments while it waits, then its events.
+
+    A comment (a line that begins with a colon) is what server-sent events have for that; clients skip it.
+    """
+    begun = asyncio.ensure_future(dispatcher.first(job))
+    try:
+        yield b": waiting\n\n"
+        while not (await asyncio.wait({begun}, timeout=settings.KEEPALIVE_SECONDS))[0]:
+            yield b": waiting\n\n"
+        try:
+            first = begun.result()
+        except JobError as e:
+            yield error_event(errors.of_job(e))
+            return
+    finally:
+        if not begun.done():
+            begun.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
+    if isinstance(first, Chunk):
+        async with aclosing(events(dispatcher, job, first.data)) as rest:
+            async for data in rest:
+                yield data
+    elif first.status >= 400:
+        yield error_event(engine_refusal(first.status, first.body))
+    else:
+        yield first.body
+
+
+def error_event(error: ApiError) -> bytes:
+    """The one event that ends a stream which cannot go on."""
+    return b"data: " + error.body() + b"\n\n"
 
 
 def engine_refusal(status: int, body: bytes) -> ApiError:

@@ -1,6 +1,6 @@
 """Callers' paths."""
 
-from django.urls import path
+from django.urls import path, re_path
 
 from api import views
 
@@ -12,6 +12,10 @@ urlpatterns = [
     path("jobs", views.JobsView.as_view()),
     path("jobs/<str:job>", views.JobView.as_view()),
     path("workers", views.WorkersView.as_view()),
+    re_path(
+        r"^workers/(?P<node>[\w.-]+)/models/(?P<verb>load|unload|pin|unpin)$", views.WorkerModelView.as_view()
+    ),
+    re_path(r"^workers/(?P<node>[\w.-]+)/(?P<verb>approve|drain|resume|revoke)$", views.WorkerView.as_view()),
     path("cluster/status", views.ClusterStatusView.as_view()),
     path("healthz", views.HealthView.as_view()),
     path("readyz", views.ReadyView.as_view()),

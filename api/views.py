@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -11,9 +12,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import gateway, reading, schemas
+from api import gateway, reading, schemas, steering
 from api.authentication import Caller, require_staff
-from api.completion import complete
+from api.completion import Answer, complete
 from api.errors import ApiError, invalid
 from jobs import asynchronous
 
@@ -26,14 +27,31 @@ def _caller(request: Request) -> Caller:
     return _gateway(request).keys.caller(request.headers.get("Authorization", ""))
 
 
-async def _staff(request: Request) -> None:
-    """Staff: a staff key, or a staff user's session in the admin. Raises `ApiError` 401 or 403."""
-    if request.headers.get("Authorization"):
-        require_staff(_caller(request))
-        return
+async def _staff(request: Request) -> str:
+    """Who asks: a staff key, or a staff user with a session in the admin (who changes nothing here: a
+    session alone could be ridden by another site). Raises `ApiError` 401 or 403."""
+    if request.headers.get("Authorization") or request.method != "GET":
+        caller = _caller(request)
+        require_staff(caller)
+        return f"key {caller.name}"
     user = await request._request.auser()
     if not (user.is_active and user.is_staff):
         _caller(request)  # says what is missing
+    return user.get_username()
+
+
+class _Stream(StreamingHttpResponse):
+    """Ends the job when Django closes the response, which it does in another thread."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.parts or (), status=answer.status)
+        self._answer = answer
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        super().close()
+        if self._answer.on_close and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._answer.on_close)
 
 
 class CompletionView(APIView):
@@ -53,7 +71,7 @@ class CompletionView(APIView):
         if answer.parts is None:
             response = HttpResponse(answer.body, status=answer.status)
         else:
-            response = StreamingHttpResponse(answer.parts, status=answer.status)
+            response = _Stream(answer)
         for name, value in answer.headers:
             response[name.decode()] = value.decode("latin-1")
         return response
@@ -143,6 +161,28 @@ class WorkersView(APIView):
     async def get(self, request: Request) -> Response:
         await _staff(request)
         return Response({"object": "list", "data": await sync_to_async(reading.workers)()})
+
+
+class WorkerView(APIView):
+    """``POST /workers/{id}/{verb}``: approve, drain, resume or revoke a node. For staff."""
+
+    async def post(self, request: Request, node: str, verb: str) -> Response:
+        by = await _staff(request)
+        return Response(await sync_to_async(steering.steer)(node, verb, by))
+
+
+class WorkerModelView(APIView):
+    """``POST /workers/{id}/models/{verb}`` with ``{"model": NAME}``: load, unload, pin, unpin."""
+
+    async def post(self, request: Request, node: str, verb: str) -> Response:
+        by = await _staff(request)
+        try:
+            model = msgspec.json.decode(request._request.body, type=steering.ModelBody).model
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+            raise invalid(
+                f'Send {{"model": NAME}}: {str(e)[:200]}', code="invalid_value", param="model"
+            ) from None
+        return Response(await sync_to_async(steering.steer_model)(node, verb, model, by), status=202)
 
 
 class ClusterStatusView(APIView):

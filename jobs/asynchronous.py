@@ -20,13 +20,14 @@ from django.utils import timezone
 from gputorrent.redis import Pipe, asynchronous
 from jobs import interactive, routing
 from jobs.board import Board, Full, Placed
+from jobs.candidates import candidates
 from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
 from jobs.models import Attempt, Job, JobState
 from nodes.models import Node
 from nodes.registry import Refusal, check_incarnation
 from nodes.view import Snapshot
-from worker_agent.contract import Done, Failed, Report, Work
+from worker_agent.contract import FIELD, Done, Failed, Load, Report, Work, control_key, encode
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ async def route(job_id: str) -> str:
         if found is None:
             return "not pending"
         job, tried = found
-        return await _route(job, tried, snapshot, board)
+        return await _route(job, tried, snapshot, board, pipe)
     finally:
         await client.aclose()
 
@@ -88,25 +89,14 @@ def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
     return job, {t for t in tried if t}
 
 
-async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board) -> str:
+async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pipe: Pipe) -> str:
     loads = await board.loads()
-    candidates = [
-        routing.Candidate(
-            node=node.id,
-            state=m.state,
-            takes_work=node.takes_work and node.id in snapshot.leased,
-            slots=m.slots,
-            in_flight=loads.get(f"{node.id}/{m.name}", 0),
-            kv_cache_usage=m.kv_cache_usage,
-            ttft_ms=m.ttft_ms,
-        )
-        for node, m in snapshot.by_model.get(job.model, ())
-    ]
-    decision = routing.choose(candidates, tried)
+    decision = routing.choose(candidates(snapshot, loads, job.model), tried)
     if isinstance(decision, routing.Refuse):
-        if decision.why == routing.Why.NO_WORKERS:
+        if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
             raise TryAgainLater("no live node serves the model")
         message = {
+            routing.Why.NEVER_FITS: f"The model fits on no node: {decision.detail}",
             routing.Why.UNKNOWN_MODEL: f"The model `{job.model}` does not exist: no node offers it.",
             routing.Why.ALL_TRIED: "every node that serves the model has failed at it",
         }[decision.why]
@@ -115,6 +105,8 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board) ->
     attempt = await sync_to_async(_claim)(job)
     if attempt is None:
         return "moved by another"
+    if isinstance(decision, routing.Load):
+        await pipe.send("XADD", control_key(decision.node), "*", FIELD, encode(Load(job.model)))
     order = [s.node for s in decision.order] if isinstance(decision, routing.Place) else []
     work = Work(
         job=job.id,

@@ -1,8 +1,12 @@
-"""What can be done with a job whose caller waits: begin, follow, leave. And the errors it may end with.
+"""What can be done with a job whose caller waits: submit, first, follow, abandon.
+
+And the errors it may end with:
 
     JobError
     +-- NoSuchModel        nobody here offers the model
     +-- NoWorkers          somebody did, but no live node does now
+    +-- ModelUnavailable   it fits on no node, or cannot be loaded
+    +-- ModelLoading       it was not loaded in time
     +-- QueueFull          too many wait already
     +-- QueueTimeout       waited too long
     +-- FirstTokenTimeout  placed, but no answer began in time
@@ -19,7 +23,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -28,14 +33,17 @@ from django.conf import settings
 from gputorrent.redis import Pipe, asynchronous
 from jobs import interactive, routing
 from jobs.board import Board, Full, Placed, Waiting
+from jobs.candidates import candidates
 from jobs.interactive import InteractiveJob, Lost, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
 from jobs.recorder import Recorder
 from nodes.view import Snapshot
-from worker_agent.contract import Chunk, Done, Failed, ModelState, Outcome, Work
+from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
 
 log = logging.getLogger(__name__)
+
+_ASK_AGAIN_SECONDS = 3.0
 
 
 class JobError(Exception):
@@ -58,6 +66,16 @@ class NoSuchModel(JobError):
 class NoWorkers(JobError):
     code = "no_workers"
     retry_after = 10.0
+
+
+class ModelUnavailable(JobError):
+    code = "model_unavailable"
+
+
+class ModelLoading(JobError):
+    code = "model_loading"
+    move = Move.EXPIRE
+    retry_after = 30.0
 
 
 class QueueFull(JobError):
@@ -98,6 +116,7 @@ class Dispatcher:
         self.in_flight: dict[str, int] = {}
         """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
         self.jobs: dict[str, InteractiveJob] = {}
+        self._load_asked: dict[tuple[str, str], float] = {}
         self._effects: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -115,26 +134,40 @@ class Dispatcher:
         await self.recorder.stop()
         await self._client.aclose()
 
-    # -- the three verbs -----------------------------------------------------------------------------
+    # -- the four verbs -----------------------------------------------------------------------------
 
-    async def begin(self, request: Request) -> tuple[InteractiveJob, Chunk | Done]:
-        """Place a job and wait for the first of its answer, trying other nodes while nothing has come.
-
-        Returns the job with its first chunk, or the whole answer (whose `status` may be a 4xx: the
-        caller's mistake). Raises `JobError`. A caller that leaves cancels this coroutine, which ends the job.
-        """
+    async def submit(self, request: Request) -> InteractiveJob:
+        """Accept a job: it is placed, or it waits. Raises `JobError`."""
         job = InteractiveJob(interactive.new_job_id(), request, settings.STREAM_BUFFER_BYTES)
         self.jobs[job.id] = job
-        try:
+        with self._ending(job):
+            await self._place(job)
+        self.recorder.note(job)
+        return job
+
+    async def first(self, job: InteractiveJob) -> Chunk | Done:
+        """Wait for the first of the answer, trying other nodes while nothing has come.
+
+        Returns a chunk, or the whole answer (whose `status` may be a 4xx: the caller's mistake). Raises
+        `JobError`. A caller that leaves cancels this coroutine, which ends the job.
+        """
+        with self._ending(job):
             while True:
+                event = await job.next()
+                if isinstance(event, Chunk):
+                    return event
+                if isinstance(event, Done):
+                    self._finished(job, event)
+                    return event
+                await self._attempt_failed(job, event)
                 await self._place(job)
                 self.recorder.note(job)
-                event = await job.next()
-                if isinstance(event, Chunk | Done):
-                    if isinstance(event, Done):
-                        self._finished(job, event)
-                    return job, event
-                await self._attempt_failed(job, event)
+
+    @contextmanager
+    def _ending(self, job: InteractiveJob) -> Iterator[None]:
+        """Whatever stops the caller from getting an answer ends the job."""
+        try:
+            yield
         except JobError as e:
             self._end(job, e.move, code=e.code, message=str(e))
             raise
@@ -225,8 +258,14 @@ class Dispatcher:
         tried = {t.node for t in job.tries if t.node}
         decision = routing.choose(self.candidates(request.model), tried)
         if isinstance(decision, routing.Refuse):
-            raise self._refusal(job, decision.why)
+            last = job.current if job.tries else None
+            raise self.refusal(request.model, decision, (last.reason or last.outcome) if last else "")
         job.claim()
+        job.wait_limit = settings.QUEUE_SECONDS
+        if isinstance(decision, routing.Load | routing.Wait):
+            job.wait_limit = settings.LOAD_SECONDS
+            if isinstance(decision, routing.Load):
+                self.ask_to_load(decision.node, request.model)
         self.mailbox.expect(job.id, job)
         work = Work(
             job=job.id,
@@ -249,7 +288,7 @@ class Dispatcher:
                 [scored.node for scored in order],
                 tenant=request.tenant,
                 priority=request.priority,
-                wait_seconds=settings.QUEUE_SECONDS,
+                wait_seconds=job.wait_limit,
                 tried=tried,
             )
         )
@@ -272,7 +311,7 @@ class Dispatcher:
                 raise QueueFull(f"{answer.waiting} requests wait for {request.model} already")
             raise QueueFull(f"every slot for {request.model} is taken")
         elif isinstance(answer, Waiting):
-            job.why = "waited for a free slot" if order else f"waited: {getattr(decision, 'reason', '')}"
+            job.why = "waited for a free slot" if order else "waited for the model to be loaded"
 
     def _placed(self, job: InteractiveJob, node: str) -> None:
         view = self.snapshot.nodes.get(node)
@@ -289,31 +328,28 @@ class Dispatcher:
 
     def candidates(self, model: str) -> list[routing.Candidate]:
         """Every node that offers the model, as the snapshot shows it."""
-        leased, in_flight = self.snapshot.leased, self.in_flight
-        return [
-            routing.Candidate(
-                node=node.id,
-                state=m.state,
-                takes_work=node.takes_work and node.id in leased,
-                slots=m.slots,
-                in_flight=in_flight.get(f"{node.id}/{model}", 0),
-                kv_cache_usage=m.kv_cache_usage,
-                ttft_ms=m.ttft_ms,
-                max_model_len=m.max_model_len,
-            )
-            for node, m in self.snapshot.by_model.get(model, ())
-        ]
+        return candidates(self.snapshot, self.in_flight, model)
 
-    def _refusal(self, job: InteractiveJob, why: routing.Why) -> JobError:
-        model = job.request.model
+    def ask_to_load(self, node: str, model: str) -> None:
+        """Tell a node to load a model, at most once in a few seconds however many wait for it."""
+        now = time.monotonic()
+        if now - self._load_asked.get((node, model), 0.0) > _ASK_AGAIN_SECONDS:
+            self._load_asked[node, model] = now
+            log.info("node=%s asked to load model=%s", node, model)
+            self._effect(self.mailbox.tell(node, Load(model)))
+
+    def refusal(self, model: str, refuse: routing.Refuse, last: str = "") -> JobError:
+        """What a caller is told when no node can serve a model. `last` is how the last attempt ended."""
+        why, detail = refuse.why, refuse.detail
         if why == routing.Why.UNKNOWN_MODEL:
             return NoSuchModel(f"The model `{model}` does not exist: no node offers it.")
         if why == routing.Why.ALL_TRIED:
-            last = job.current
-            return UpstreamFailed(f"no node could answer: {last.reason or last.outcome}")
-        states = {m.state.value for _, m in self.snapshot.by_model.get(model, ())}
-        said = f" (it is {', '.join(sorted(states))} elsewhere)" if states - {ModelState.READY} else ""
-        return NoWorkers(f"no live node serves `{model}` at the moment{said}")
+            return UpstreamFailed(f"no node could answer: {last}")
+        if why == routing.Why.NEVER_FITS:
+            return ModelUnavailable(f"`{model}` fits on no node: {detail}")
+        if why == routing.Why.LOAD_FAILED:
+            return ModelUnavailable(f"`{model}` could not be loaded: {detail}", retry_after=30.0)
+        return NoWorkers(f"no live node serves `{model}` at the moment")
 
     async def _attempt_failed(self, job: InteractiveJob, event: Failed | Lost) -> None:
         """Clear up after an attempt that failed before the first byte. Raises unless another may follow."""
@@ -321,8 +357,10 @@ class Dispatcher:
         outcome = event.outcome
         if outcome == interactive.QUEUE_TIMEOUT:
             raise QueueTimeout(event.message)
-        if outcome == interactive.NO_WORKERS:
-            raise NoWorkers(event.message)
+        if outcome == interactive.LOAD_TIMEOUT:
+            raise ModelLoading(event.message)
+        if isinstance(event, Lost) and isinstance(event.error, JobError):
+            raise event.error
         if outcome == Outcome.FIRST_TOKEN_TIMEOUT:
             raise FirstTokenTimeout(event.message or "no token came in time")
         if outcome not in interactive.RETRYABLE or job.attempt >= settings.ATTEMPTS:

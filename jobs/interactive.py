@@ -22,7 +22,8 @@ SEQUENCE_GAP: Final = "sequence_gap"
 QUEUE_TIMEOUT: Final = "queue_timeout"
 SLOW_CLIENT: Final = "slow_client"
 KEY_REVOKED: Final = "key_revoked"
-NO_WORKERS: Final = "no_workers"
+UNSERVABLE: Final = "unservable"
+LOAD_TIMEOUT: Final = "load_timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Lost:
 
     outcome: str
     message: str
+    error: Exception | None = None  # what the caller is to be told, where that is already known
 
 
 Event = Chunk | Done | Failed | Lost
@@ -100,6 +102,7 @@ class InteractiveJob:
     error_message: str = ""
     # Monotonic times the watch looks at.
     waiting_since: float = field(default_factory=time.monotonic)
+    wait_limit: float = 0.0  # seconds
     placed_since: float = 0.0
     heard_at: float = 0.0
     left_at: float = 0.0  # the caller has gone; only the end of the attempt is awaited

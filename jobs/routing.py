@@ -1,6 +1,7 @@
 """Which nodes should serve a job, best first. Pure: no clock, no database, no Redis.
 
-Only nodes that are alive and have the model ready are ranked. The score is a product:
+Only nodes that are alive and have the model ready are ranked; where there is none, one that can load it is
+asked to. The score is a product:
 
     free      share of the slots that are free, corrected by the engine's own word on its KV cache: vLLM
               takes its memory at start, so "free VRAM" of a loaded model means free KV cache
@@ -35,6 +36,10 @@ class Candidate:
     ttft_ms: float = UNKNOWN_TTFT_MS
     weight: float = 1.0
     max_model_len: int = 0
+    fits: bool = True
+    need: int = 0  # bytes
+    memory_free: int = 0  # bytes of the node's budget that no engine has
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,13 @@ class Scored:
 
 
 class Why(StrEnum):
-    """Why no node can ever serve a job as things stand."""
+    """Why no node can serve a job as things stand."""
 
     UNKNOWN_MODEL = "unknown_model"
     NO_WORKERS = "no_workers"
     ALL_TRIED = "all_tried"
+    NEVER_FITS = "never_fits"
+    LOAD_FAILED = "load_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,13 @@ class Place:
     """Try these, in this order; wait if none has a free slot."""
 
     order: tuple[Scored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """No node has the model: ask this one to load it, and wait."""
+
+    node: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +93,10 @@ class Wait:
 @dataclass(frozen=True, slots=True)
 class Refuse:
     why: Why
+    detail: str = ""
 
 
-def choose(candidates: Sequence[Candidate], tried: Collection[str] = ()) -> Place | Wait | Refuse:
+def choose(candidates: Sequence[Candidate], tried: Collection[str] = ()) -> Place | Load | Wait | Refuse:
     """Decide on a job. `tried` are nodes where an attempt at it has failed.
 
     Ties are broken by the fewest requests in flight, then by node id, so equal input gives equal output.
@@ -93,10 +108,31 @@ def choose(candidates: Sequence[Candidate], tried: Collection[str] = ()) -> Plac
     fresh = [c for c in ready if c.node not in tried]
     if fresh:
         return Place(tuple(rank(fresh)))
-    for c in alive:
-        if c.state in {ModelState.LOADING, ModelState.DOWNLOADING} and c.node not in tried:
+    others = [c for c in alive if c.node not in tried and c.state != ModelState.READY]
+    for c in others:
+        if c.state in {ModelState.LOADING, ModelState.DOWNLOADING}:
             return Wait(f"model is {c.state.value}")
-    return Refuse(Why.ALL_TRIED if ready else Why.NO_WORKERS)
+    loadable = [c for c in others if c.fits and c.state in _LOADABLE]
+    if loadable:
+        return Load(min(loadable, key=_load_cost).node)
+    if ready:
+        return Refuse(Why.ALL_TRIED)
+    return _refusal(others)
+
+
+_LOADABLE = {ModelState.SLEEPING, ModelState.OFFERED, ModelState.UNLOADING}
+
+
+def _load_cost(c: Candidate) -> tuple[bool, bool, float, str]:
+    """Waking beats loading, room beats pushing another model out, more room beats less."""
+    return (c.state != ModelState.SLEEPING, c.need > c.memory_free, -c.memory_free * c.weight, c.node)
+
+
+def _refusal(alive: Sequence[Candidate]) -> Refuse:
+    if alive and all(not c.fits for c in alive):
+        return Refuse(Why.NEVER_FITS, alive[0].reason)
+    failed = [c for c in alive if c.state == ModelState.FAILED]
+    return Refuse(Why.LOAD_FAILED, failed[0].reason) if failed else Refuse(Why.NO_WORKERS)
 
 
 def rank(candidates: Iterable[Candidate]) -> list[Scored]:

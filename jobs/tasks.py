@@ -14,7 +14,7 @@ from asgiref.sync import async_to_sync
 from rq import Retry
 
 from jobs import asynchronous
-from nodes import registry
+from nodes import registry, samples
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,10 @@ def enqueue_sweep() -> None:
 
 def sweep() -> dict[str, int]:
     """Nodes that fell silent, asynchronous jobs that nothing moves."""
-    found = {"unhealthy": registry.mark_unhealthy()}
+    found = {
+        "unhealthy": registry.mark_unhealthy(),
+    }
+    samples.thin()
     found.update(async_to_sync(asynchronous.sweep)())
     if any(found.values()):
         log.info("sweep %s", " ".join(f"{k}={v}" for k, v in found.items()))

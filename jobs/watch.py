@@ -151,16 +151,23 @@ class Watch:
             job.give_up(Lost(Outcome.STALLED, "the answer stopped coming"))
 
     def _look_at_waiting(self, job: InteractiveJob, now: float) -> None:
-        waited = now - job.waiting_since
-        if waited > settings.QUEUE_SECONDS:
-            message = f"no slot became free within {settings.QUEUE_SECONDS:g} s"
-            self._dispatcher.stop_waiting(job, Lost(interactive.QUEUE_TIMEOUT, message))
-            return
+        d, model, waited = self._dispatcher, job.request.model, now - job.waiting_since
         tried = {t.node for t in job.tries[:-1] if t.node}
-        decision = routing.choose(self._dispatcher.candidates(job.request.model), tried)
-        if isinstance(decision, routing.Refuse) and waited > settings.LEASE_SECONDS:
-            message = f"the last node that could serve {job.request.model} is gone"
-            self._dispatcher.stop_waiting(job, Lost(interactive.NO_WORKERS, message))
+        decision = routing.choose(d.candidates(model), tried)
+        if isinstance(decision, routing.Load):
+            d.ask_to_load(decision.node, model)
+        loading = isinstance(decision, routing.Load | routing.Wait)
+        if waited > job.wait_limit:
+            if loading:
+                message = f"{model} was not loaded within {job.wait_limit:g} s"
+                d.stop_waiting(job, Lost(interactive.LOAD_TIMEOUT, message))
+            else:
+                message = f"no slot became free within {job.wait_limit:g} s"
+                d.stop_waiting(job, Lost(interactive.QUEUE_TIMEOUT, message))
+        elif isinstance(decision, routing.Refuse) and waited > settings.LEASE_SECONDS:
+            # Not at once: a node that restarts is away for a moment.
+            error = d.refusal(model, decision)
+            d.stop_waiting(job, Lost(interactive.UNSERVABLE, str(error), error))
 
     def _restarted(self, job: InteractiveJob) -> bool:
         view, this = self._dispatcher.snapshot.nodes.get(job.node), job.current

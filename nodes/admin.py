@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 
 from nodes import registry
-from nodes.models import EnrolmentToken, Gpu, Node, NodeEvent, NodeModel
+from nodes.models import EnrolmentToken, Gpu, Node, NodeEvent, NodeModel, NodeSample
 
 
 def audit(request: HttpRequest, row: Model, what: str) -> None:
@@ -167,6 +168,58 @@ class NodeModelAdmin(ReadOnly):
     list_filter = ["state", "name"]
     search_fields = ["name", "node__name"]
     list_select_related = ["node"]
+    actions = ["load", "unload", "pin", "unpin"]
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("nodes.change_node")
+
+    def _each(
+        self, request: HttpRequest, rows: QuerySet[NodeModel], verb: Callable[..., None], done: str
+    ) -> None:
+        for row in rows.select_related("node"):
+            try:
+                verb(row.node, row.name, request.user.get_username())
+            except (registry.Refusal, redis.RedisError) as e:
+                why = str(e) if isinstance(e, registry.Refusal) else "Redis is away, try again"
+                self.message_user(request, f"{row}: {why}", messages.ERROR)
+                continue
+            audit(request, row, done)
+            self.message_user(request, f"{done}: {row}", messages.SUCCESS)
+
+    @admin.action(description="Load", permissions=["operate"])
+    def load(self, request: HttpRequest, rows: QuerySet[NodeModel]) -> None:
+        self._each(request, rows, registry.load, "Asked to load")
+
+    @admin.action(description="Unload", permissions=["operate"])
+    def unload(self, request: HttpRequest, rows: QuerySet[NodeModel]) -> None:
+        self._each(request, rows, registry.unload, "Asked to unload")
+
+    @admin.action(description="Pin (never unload for another model)", permissions=["operate"])
+    def pin(self, request: HttpRequest, rows: QuerySet[NodeModel]) -> None:
+        self._each(request, rows, functools.partial(registry.pin, pinned=True), "Pinned")
+
+    @admin.action(description="Unpin", permissions=["operate"])
+    def unpin(self, request: HttpRequest, rows: QuerySet[NodeModel]) -> None:
+        self._each(request, rows, functools.partial(registry.pin, pinned=False), "Unpinned")
+
+
+@admin.register(NodeSample)
+class NodeSampleAdmin(ReadOnly):
+    list_display = [
+        "at",
+        "node",
+        "in_flight",
+        "tokens_per_s",
+        "ttft_ms",
+        "kv_cache_usage",
+        "gpu_utilisation",
+        "gpu_temperature_c",
+        "cpu_usage",
+    ]
+    list_filter = ["node"]
+    list_select_related = ["node"]
+    date_hierarchy = "at"
+    show_full_result_count = False
 
 
 @admin.register(EnrolmentToken)

@@ -48,6 +48,8 @@ class Node(models.Model):
     ram_total = models.BigIntegerField(default=0)
     ram_free = models.BigIntegerField(default=0)
     disk_free = models.BigIntegerField(default=0)
+    memory_budget = models.BigIntegerField(default=0, help_text="what its engines may take in all")
+    memory_used = models.BigIntegerField(default=0, help_text="what they took at the last beat")
     labels = models.JSONField(default=dict, blank=True)
     in_flight = models.PositiveIntegerField(default=0, help_text="attempts the agent ran at its last beat")
 
@@ -101,6 +103,14 @@ class NodeModel(models.Model):
     tokens_per_s = models.FloatField(default=0)
     ttft_ms = models.FloatField(default=0)
     vram_used = models.BigIntegerField(default=0)
+    need = models.BigIntegerField(default=0, help_text="memory it takes when loaded; 0 while unknown")
+    need_measured = models.BooleanField(default=False, help_text="seen after a load, not estimated")
+    fits = models.BooleanField(default=True, help_text="no: it can never be loaded on this node")
+    pinned = models.BooleanField(default=False, help_text="never unloaded for another model")
+    pin_wanted = models.BooleanField(default=False, editable=False)
+    idle_seconds = models.FloatField(default=0)
+    retry_seconds = models.FloatField(default=0)
+    load_seconds = models.FloatField(default=0)
     updated_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
@@ -150,3 +160,31 @@ class NodeEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.was} → {self.now}: {self.reason}" if self.was != self.now else self.reason
+
+
+class NodeSample(models.Model):
+    """What a node said of itself at one heartbeat. Kept whole for an hour, thinned after that."""
+
+    node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="samples")
+    at = models.DateTimeField(default=timezone.now)
+    keep = models.BooleanField(default=False, help_text="the first of its five minutes: outlives the hour")
+    in_flight = models.PositiveIntegerField(default=0)
+    running = models.PositiveIntegerField(default=0)
+    waiting = models.PositiveIntegerField(default=0)
+    tokens_per_s = models.FloatField(default=0)
+    ttft_ms = models.FloatField(default=0)
+    kv_cache_usage = models.FloatField(default=0)
+    gpu_utilisation = models.FloatField(null=True, blank=True)
+    gpu_temperature_c = models.FloatField(null=True, blank=True)
+    gpu_power_w = models.FloatField(null=True, blank=True)
+    vram_used = models.BigIntegerField(default=0)
+    memory_used = models.BigIntegerField(default=0)
+    ram_free = models.BigIntegerField(default=0)
+    cpu_usage = models.FloatField(default=0)
+
+    class Meta:
+        ordering = ["-at"]
+        indexes = [models.Index(fields=["node", "-at"]), models.Index(fields=["at", "keep"])]
+
+    def __str__(self) -> str:
+        return f"{self.node_id} at {self.at:%H:%M:%S}"

@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from gputorrent import credentials
 from gputorrent.redis import blocking
-from nodes import acl, view
+from nodes import acl, samples, view
 from nodes.lifecycle import Move, move, note
 from nodes.models import EnrolmentToken, Gpu, Node, NodeModel, NodeState
 from worker_agent.contract import (
@@ -30,11 +30,14 @@ from worker_agent.contract import (
     Drain,
     Goodbye,
     Heartbeat,
+    Load,
     ModelReport,
+    Pin,
     RedisAccess,
     Register,
     Registered,
     Resume,
+    Unload,
     control_key,
     encode,
     inbox_key,
@@ -260,6 +263,13 @@ _MODEL_COLUMNS = [
     "tokens_per_s",
     "ttft_ms",
     "vram_used",
+    "need",
+    "need_measured",
+    "fits",
+    "pinned",
+    "idle_seconds",
+    "retry_seconds",
+    "load_seconds",
 ]
 
 
@@ -317,6 +327,8 @@ def beat(node: Node, beat: Heartbeat, reached_as: str) -> BeatReply:
             disk_free=beat.disk_free,
             cpu_usage=beat.cpu_usage,
             in_flight=len(beat.attempts),
+            memory_budget=beat.memory_budget,
+            memory_used=beat.memory_used,
         )
         for load in beat.gpus:
             node.gpus.filter(index=load.index).update(
@@ -326,8 +338,9 @@ def beat(node: Node, beat: Heartbeat, reached_as: str) -> BeatReply:
                 power_w=load.power_w,
             )
         _write_models(node, beat.models)
+        samples.take(node, beat)
         if beat.draining:
-            move(node, Move.DRAIN, "the agent is stopping")
+            move(node, Move.DRAIN, f"the agent drains: {beat.draining_reason or 'it is stopping'}")
         elif node.state in {NodeState.UNHEALTHY, NodeState.GONE}:
             _return(node, "beats again")
         elif node.state == NodeState.DRAINING and not node.drain_wanted:
@@ -335,7 +348,9 @@ def beat(node: Node, beat: Heartbeat, reached_as: str) -> BeatReply:
     lost = beat.redis_denied or (not beat.redis_connected and not acl.exists(blocking(), node.pk))
     access = _new_access(node, reached_as) if lost else None
     publish(node)
-    return BeatReply(state=node.state, draining=node.state == NodeState.DRAINING, redis=access)
+    pinned = list(node.models.filter(pin_wanted=True).values_list("name", flat=True))
+    # Only what the operator wants: an agent that was told to drain because it drains would never stop.
+    return BeatReply(state=node.state, draining=node.drain_wanted, redis=access, pinned=pinned)
 
 
 def _new_access(node: Node, reached_as: str) -> RedisAccess:
@@ -392,6 +407,37 @@ def revoke(node: Node, by: str) -> bool:
     acl.withdraw(blocking(), node.pk)
     publish(node)
     return made
+
+
+def load(node: Node, model: str, by: str) -> None:
+    """Ask a node to load a model it offers. Raises `Refusal` 404 or 409."""
+    row = _offered(node, model)
+    if not row.fits:
+        raise Refusal(409, "model_does_not_fit", f"{model} can never be loaded on {node.name}: {row.reason}")
+    _tell(node, encode(Load(model)))
+    note(node, f"{by} asked for {model} to be loaded")
+
+
+def unload(node: Node, model: str, by: str) -> None:
+    """Ask a node to finish what runs with a model and free its memory. Raises `Refusal` 404."""
+    _offered(node, model)
+    _tell(node, encode(Unload(model)))
+    note(node, f"{by} asked for {model} to be unloaded")
+
+
+def pin(node: Node, model: str, by: str, *, pinned: bool) -> None:
+    """Whether a model may be unloaded for another; holds over restarts. Raises `Refusal` 404."""
+    _offered(node, model)
+    node.models.filter(name=model).update(pin_wanted=pinned)
+    _tell(node, encode(Pin(model, pinned)))
+    note(node, f"{by} {'pinned' if pinned else 'unpinned'} {model}")
+
+
+def _offered(node: Node, model: str) -> NodeModel:
+    row = node.models.filter(name=model).first()
+    if row is None:
+        raise Refusal(404, "model_not_offered", f"node {node.name} does not offer {model}")
+    return row
 
 
 def _tell(node: Node, message: bytes) -> None:

@@ -37,6 +37,10 @@ class ModelView(Struct, frozen=True, array_like=True):
     tokens_per_s: float
     ttft_ms: float
     engine: str
+    fits: bool
+    need: int
+    load_seconds: float
+    reason: str
 
 
 class NodeView(Struct, frozen=True, array_like=True):
@@ -48,6 +52,8 @@ class NodeView(Struct, frozen=True, array_like=True):
     gpu_names: list[str]
     vram_total: int
     vram_free: int
+    memory_budget: int
+    memory_used: int
     labels: dict[str, str]
     updated_at: float  # seconds since the epoch
 
@@ -78,12 +84,18 @@ def of(node: Node) -> NodeView:
                 m.tokens_per_s,
                 m.ttft_ms,
                 m.engine,
+                m.fits,
+                m.need,
+                m.load_seconds,
+                m.reason,
             )
             for m in node.models.all()
         ],
         gpu_names=[g.name for g in gpus],
         vram_total=sum(g.vram_total for g in gpus),
         vram_free=sum(g.vram_free for g in gpus),
+        memory_budget=node.memory_budget,
+        memory_used=node.memory_used,
         labels=node.labels,
         updated_at=(node.last_beat_at or node.enrolled_at).timestamp(),
     )

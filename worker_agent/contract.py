@@ -69,6 +69,7 @@ class ModelState(StrEnum):
     """Where a model on a node stands. Only READY takes work."""
 
     OFFERED = "offered"  # may be loaded, is not
+    SLEEPING = "sleeping"  # loaded once, its memory given back, quick to wake
     DOWNLOADING = "downloading"
     LOADING = "loading"
     READY = "ready"
@@ -160,6 +161,13 @@ class ModelReport(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     tokens_per_s: Rate = 0.0  # generated, since the last beat
     ttft_ms: Rate = 0.0  # mean time to first token since the last beat; 0 if there was none
     vram_used: Bytes = 0
+    need: Bytes = 0  # memory it takes when loaded; 0 while unknown
+    need_measured: bool = False  # seen after a load, not estimated before one
+    fits: bool = True  # False: it can never be loaded on this node; `reason` says why
+    pinned: bool = False  # never unloaded for another model
+    idle_seconds: Rate = 0.0  # since it last had work
+    retry_seconds: Rate = 0.0  # until a failed load is tried again; 0: not by itself
+    load_seconds: Rate = 0.0  # how long its last load took
 
 
 class Register(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -230,6 +238,9 @@ class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     disk_free: Bytes
     cpu_usage: Ratio
     attempts: Annotated[list[ShortText], Meta(max_length=100_000)]  # "job:attempt" of all work on the node
+    memory_budget: Bytes = 0  # what this node's engines may take in all (VRAM; RAM without a GPU)
+    memory_used: Bytes = 0  # what they take now
+    draining_reason: Text = ""  # e.g. "stopping", "quiet hours until 18:00"
     redis_connected: bool = True
     redis_denied: bool = False  # Redis refuses our credentials: new ones are needed
 
@@ -240,6 +251,7 @@ class BeatReply(Struct, frozen=True):
     state: str
     draining: bool = False  # what the operator wants: true once drained from the coordinator's side
     redis: RedisAccess | None = None
+    pinned: list[str] = []
 
 
 class Goodbye(Struct, frozen=True, forbid_unknown_fields=True):
@@ -286,7 +298,26 @@ class Resume(Struct, frozen=True, array_like=True, tag="resume"):
     """Take work again."""
 
 
-Control = Cancel | Drain | Resume
+class Load(Struct, frozen=True, array_like=True, tag="load"):
+    """Load this model as soon as it fits, unloading idle ones if need be. Does nothing if it is loaded."""
+
+    model: str
+
+
+class Unload(Struct, frozen=True, array_like=True, tag="unload"):
+    """Take no new work for this model, finish what runs, then free its memory."""
+
+    model: str
+
+
+class Pin(Struct, frozen=True, array_like=True, tag="pin"):
+    """Whether this model may be unloaded to make room for another."""
+
+    model: str
+    pinned: bool
+
+
+Control = Cancel | Drain | Resume | Load | Unload | Pin
 
 
 # -- Redis: node -> web process ------------------------------------------------------------------------

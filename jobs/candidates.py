@@ -1,0 +1,30 @@
+"""The nodes that offer a model, from the snapshot, as routing wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jobs.routing import Candidate
+from nodes.view import Snapshot
+
+
+def candidates(snapshot: Snapshot, in_flight: Mapping[str, int], model: str) -> list[Candidate]:
+    """`in_flight` counts attempts by ``node/model``."""
+    leased = snapshot.leased
+    return [
+        Candidate(
+            node=node.id,
+            state=m.state,
+            takes_work=node.takes_work and node.id in leased,
+            slots=m.slots,
+            in_flight=in_flight.get(f"{node.id}/{model}", 0),
+            kv_cache_usage=m.kv_cache_usage,
+            ttft_ms=m.ttft_ms,
+            max_model_len=m.max_model_len,
+            fits=m.fits,
+            need=m.need,
+            memory_free=max(0, node.memory_budget - node.memory_used),
+            reason=m.reason,
+        )
+        for node, m in snapshot.by_model.get(model, ())
+    ]
