@@ -9,6 +9,8 @@ SHELL := /bin/sh
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
 ARGS ?=
+# Where the database matters.
+POSTGRES_TESTS ?= tests/api tests/jobs tests/nodes tests/journeys
 
 # One recipe makes .venv; which lock it is made from decides what is in it. What developers need contains what
 # the server needs, so the larger environment serves for both.

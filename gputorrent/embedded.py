@@ -82,8 +82,8 @@ class RedisServer:
 
     Password and port are kept in the folder, so that a restart is found where the first was. `persist` writes
     every change to an append-only file; without it a restart comes back empty. `bind` is the address it
-    listens on: anything but loopback shows an unencrypted Redis to the network. `patience` is how many seconds
-    a predecessor gets to leave the folder. It dies with this process.
+    listens on: anything but loopback shows an unencrypted Redis to the network. A predecessor gets `patience`
+    seconds to leave the folder. The server dies with this process.
     """
 
     def __init__(

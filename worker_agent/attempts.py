@@ -77,6 +77,7 @@ class Attempts:
         """End all work for a web process that no longer reads."""
         for completion, _ in list(self._running.values()):
             if completion.work.reply == web:
+                completion.mute()
                 completion.abort(Outcome.CANCELLED, "nobody waits for the answer")
 
     def abort_all(self, outcome: Outcome, message: str) -> None:

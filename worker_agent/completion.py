@@ -71,6 +71,10 @@ class Completion:
             if self._task is not None:
                 self._task.cancel()
 
+    def mute(self) -> None:
+        """Emit nothing more: nobody reads it."""
+        self._emit = _drop
+
     # -- the engine's answer ---------------------------------------------------------------------------
     async def _ask(self) -> Done:
         work = self.work
@@ -161,6 +165,10 @@ class Completion:
                 self.abort(outcome, f"{what} took too long")
                 return
         self._timer = self._loop.call_at(min(at for at, _, _ in limits), self._watch)
+
+
+def _drop(_: Reply) -> bool:
+    return True
 
 
 def refused(work: Work, outcome: Outcome, message: str) -> Failed:

@@ -55,11 +55,13 @@ class Mailbox:
         on_connected: Callable[[], None],
         redis_ca: str | None = None,
         owed_bytes: int = 64 << 20,
+        nobody_seconds: float = NOBODY_SECONDS,
     ) -> None:
         self._on_work, self._on_control = on_work, on_control
         self._on_nobody, self._on_denied, self._on_connected = on_nobody, on_denied, on_connected
         self._redis_ca = redis_ca
         self._outbox = Outbox(owed_bytes)
+        self._nobody_seconds = nobody_seconds
         self._client: redis.Redis | None = None
         self._ready = asyncio.Event()
         self._renewed = asyncio.Event()
@@ -226,7 +228,7 @@ class Mailbox:
                 if isinstance(result, ResponseError):
                     raise result
             nobody = {web for (web, _), result in zip(batch.writes, results, strict=False) if result is None}
-            for web in self._outbox.done(batch, nobody, loop.time(), NOBODY_SECONDS):
+            for web in self._outbox.done(batch, nobody, loop.time(), self._nobody_seconds):
                 log.event(_logger, logging.WARNING, "nobody reads the replies any more", web=web)
                 self._on_nobody(web)
 

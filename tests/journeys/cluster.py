@@ -115,6 +115,25 @@ class Cluster:
         self.until(lambda: self.serves(name, model), f"{name} serves {model}", 30, agent)
         return agent
 
+    def real_agent(self, name: str, model: str, engine_python: str, *arguments: str) -> Child:
+        """An agent with the real engine; returns once the model is served (minutes)."""
+        command = [sys.executable, "-m", "worker_agent", "--coordinator", self.url, "--name", name]
+        command += ["--model", model, "--engine-python", engine_python]
+        command += ["--max-model-len", "2048", "--engine-args", "--enforce-eager"]
+        command += ["--state-dir", str(self.folder / f"state-{name}"), *arguments]
+        agent = self.start(f"agent-{name}", command, 60, GPUTORRENT_TOKEN=self.token, CLUSTER_AGENT=name)
+        model = model.partition("=")[0]
+        self.until(lambda: self.serves(name, model), f"{name} serves {model}", 400, agent)
+        return agent
+
+    def engine_port(self, name: str) -> int:
+        """Where the engine of an agent listens, by what its command line says."""
+        for process in self.processes(name):
+            with contextlib.suppress(psutil.Error, ValueError, IndexError):
+                line = process.cmdline()
+                return int(line[line.index("--port") + 1])
+        raise AssertionError(f"{name} has no engine")
+
     def manage(self, *arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, ROOT / "manage.py", *arguments],

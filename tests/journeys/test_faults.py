@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -60,11 +61,11 @@ def test_one_of_two_agents_is_killed(bare: Cluster):
 
 
 def test_a_caller_who_has_had_nothing_is_served_by_another_node(bare: Cluster):
-    dying = bare.agent_ready("dying", "--die-after-tokens", "2")
-    bare.agent_ready("good")
-    bare.chat("spread", max_tokens=1)
-    answers = [bare.chat(f"try {i}", max_tokens=4) for i in range(4)]
-    assert [a.status_code for a in answers] == [200] * 4
+    dying = bare.agent_ready("dying", "--die-after-tokens", "2", "--first-seconds", "0.5")
+    bare.agent_ready("good", "--first-seconds", "0.5")
+    with ThreadPoolExecutor(6) as pool:  # at once, so that both nodes get some
+        answers = list(pool.map(lambda i: bare.chat(f"try {i}", max_tokens=4), range(6)))
+    assert [a.status_code for a in answers] == [200] * 6
     records = [bare.job_ended(a.json()["id"]) for a in answers]
     moved = [r for r in records if len(r["attempts"]) > 1]
     assert moved, "no request was tried on the dying engine first"

@@ -86,11 +86,12 @@ def test_why_pip_failed_is_one_line_with_the_remedy(output, reason):
     assert "\n" not in said
 
 
-def test_the_engines_torch_can_be_replaced():
-    lock = "tqdm==4\ntorch==2.13.0+cpu ; platform_machine == 'x86_64'\ntorch==2.13.0 ; os_name == 'x'\n"
-    assert engine_environment.with_torch(lock, "") == lock
-    assert engine_environment.with_torch(lock, "/tmp/torch.whl") == "tqdm==4\n/tmp/torch.whl\n"
-    assert "torch-scatter==1" in engine_environment.with_torch("torch-scatter==1\n", "torch==2")
+def test_the_engines_torch_comes_first_and_can_be_replaced():
+    lock = "tqdm==4\ntorch==2.13.0+cpu ; os_name == 'x'\ntorch-scatter==1\ntorch==2.13.0 ; os_name == 'y'\n"
+    rest = ["tqdm==4", "torch-scatter==1"]
+    own = ["torch==2.13.0+cpu ; os_name == 'x'", "torch==2.13.0 ; os_name == 'y'"]
+    assert engine_environment.with_torch(lock, "").splitlines() == own + rest
+    assert engine_environment.with_torch(lock, "/tmp/torch.whl").splitlines() == ["/tmp/torch.whl", *rest]
 
 
 def test_the_engines_lock_leaves_out_what_breaks_it():

@@ -26,7 +26,7 @@ def test_a_server_comes_and_goes_and_leaves_nothing():
 
 def test_a_new_database_is_empty_and_apart():
     with postgres.running() as server:
-        one, other = server.new_database(), server.new_database()
+        one, other = postgres.new_database(server.url), postgres.new_database(server.url)
         with psycopg.connect(one) as connection:
             connection.execute("create table t ()")
         with psycopg.connect(other) as connection:

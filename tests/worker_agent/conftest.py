@@ -155,12 +155,15 @@ class AgentProgram:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(15)
-        if self.process.poll() is None:
+        late = self.process.poll() is None
+        if late:
             self.process.kill()
             self.process.wait()
-        for process in self.survivors():
+        left = self.survivors()
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        assert not late, f"the agent did not end at SIGTERM:\n{self.output}"
 
 
 @pytest.fixture

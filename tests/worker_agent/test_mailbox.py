@@ -128,12 +128,9 @@ async def test_the_lease_is_kept_fresh_and_given_up_at_the_end(access, broker):
     assert broker.get(contract.lease_key(NODE)) is None
 
 
-async def test_replies_never_make_a_stream_and_a_web_process_without_one_is_given_up(
-    access, broker, web, monkeypatch
-):
-    monkeypatch.setattr("worker_agent.mailbox.NOBODY_SECONDS", 0.5)
+async def test_replies_never_make_a_stream_and_a_web_process_without_one_is_given_up(access, broker, web):
     item = work()
-    async with running(access) as owner:
+    async with running(access, nobody_seconds=0.5) as owner:
         owner.mailbox.send("nobody", chunk(item, 0))
         owner.mailbox.send("web1", chunk(item, 0))
         await until(lambda: owner.gone == ["nobody"])
