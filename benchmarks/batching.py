@@ -74,7 +74,8 @@ def main() -> int:
     parser.add_argument("--engine-python", default=str(ROOT / ".venv-engine/bin/python"))
     parser.add_argument("--model-folder", default=str(ROOT / ".cache/models" / MODEL))
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
+    patience = {"GPUTORRENT_STALL_SECONDS": "60", "GPUTORRENT_FIRST_TOKEN_SECONDS": "120"}
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), **patience) as cluster:
         print(f"loading {MODEL} in vLLM ...", flush=True)
         cluster.real_agent("one", f"{MODEL}={chosen.model_folder}", chosen.engine_python)
         engine = f"http://127.0.0.1:{cluster.engine_port('one')}"

@@ -107,7 +107,9 @@ class Cluster:
         command = [sys.executable, "-m", "worker_agent", "--coordinator", self.url, "--name", name]
         command += ["--model", model, "--engine-python", str(wrapper), "--grace-seconds", "3"]
         command += ["--state-dir", str(self.folder / f"state-{name}"), *arguments]
-        return self.start(f"agent-{name}", command, grace=20, GPUTORRENT_TOKEN=self.token, CLUSTER_AGENT=name)
+        return self.start(
+            f"agent-{name}", command, grace=20, GPUTORRENT_TOKEN=self.token, CLUSTER_AGENT=self._mark(name)
+        )
 
     def agent_ready(self, name: str, *flags: str, **how: Any) -> Child:
         agent = self.start_agent(name, *flags, **how)
@@ -119,9 +121,11 @@ class Cluster:
         """An agent with the real engine; returns once the model is served (minutes)."""
         command = [sys.executable, "-m", "worker_agent", "--coordinator", self.url, "--name", name]
         command += ["--model", model, "--engine-python", engine_python]
-        command += ["--max-model-len", "2048", "--engine-args", "--enforce-eager"]
+        command += ["--max-model-len", "2048", "--engine-args=--enforce-eager"]
         command += ["--state-dir", str(self.folder / f"state-{name}"), *arguments]
-        agent = self.start(f"agent-{name}", command, 60, GPUTORRENT_TOKEN=self.token, CLUSTER_AGENT=name)
+        agent = self.start(
+            f"agent-{name}", command, 60, GPUTORRENT_TOKEN=self.token, CLUSTER_AGENT=self._mark(name)
+        )
         model = model.partition("=")[0]
         self.until(lambda: self.serves(name, model), f"{name} serves {model}", 400, agent)
         return agent
@@ -204,14 +208,16 @@ class Cluster:
         status = self.get("/cluster/status").json()
         return sum(m["in_flight"] for m in status["models"]) + status["waiting"]
 
+    def _mark(self, agent: str) -> str:
+        return f"{self.folder}:{agent}"
+
     def processes(self, agent: str) -> list[psutil.Process]:
         """Every process on the machine that this agent of this cluster started, and the agent itself."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                environment = process.environ()
-                ours = environment.get("GPUTORRENT_DATA_DIR") == self.env["GPUTORRENT_DATA_DIR"]
-                if ours and environment.get("CLUSTER_AGENT") == agent and process.status() != "zombie":
+                # Not one of the agent's own variables: those it keeps from its engines.
+                if process.environ().get("CLUSTER_AGENT") == self._mark(agent):
                     found.append(process)
         return found
 
