@@ -12,6 +12,7 @@ from django.conf import settings
 
 from api.authentication import KeyRing
 from api.errors import ApiError
+from gputorrent import background
 from jobs.dispatch import Dispatcher
 from jobs.watch import Watch
 
@@ -48,9 +49,7 @@ class Gateway:
         self._task = asyncio.create_task(self._refresh_keys(), name="gateway.keys")
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await background.end([self._task])
         await self.watch.stop()
         await self.dispatcher.stop()
 

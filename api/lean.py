@@ -15,6 +15,7 @@ from api import errors, gateway
 from api.completion import Answer, complete, refuse
 from api.errors import ApiError
 from api.schemas import SCHEMAS
+from gputorrent import background
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,7 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        leaving.cancel()
-        if not work.done():
-            work.cancel()
-        await asyncio.gather(work, leaving, return_exceptions=True)
+        await background.end([work, leaving])
     if not work.cancelled() and work.exception():
         log.error("request failed path=%s", scope["path"], exc_info=work.exception())
 

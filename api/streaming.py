@@ -12,6 +12,7 @@ from django.conf import settings
 
 from api import errors
 from api.errors import ApiError
+from gputorrent import background
 from jobs.dispatch import Dispatcher, JobError
 from jobs.interactive import InteractiveJob
 from worker_agent.contract import Chunk
@@ -45,9 +46,7 @@ async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator
             yield error_event(errors.of_job(e))
             return
     finally:
-        if not begun.done():
-            begun.cancel()
-            await asyncio.gather(begun, return_exceptions=True)
+        await background.end([begun])
     if isinstance(first, Chunk):
         async with aclosing(events(dispatcher, job, first.data)) as rest:
             async for data in rest:

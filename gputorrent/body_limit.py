@@ -15,10 +15,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _RESULTS = "/nodes/report"
 
 
-class _TooLarge(Exception):
-    pass
-
-
 class BodyLimit:
     """ASGI middleware. An agent's report may carry a result, so it has a limit of its own."""
 
@@ -38,22 +34,20 @@ class BodyLimit:
 
         async def counted() -> dict[str, Any]:
             nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _TooLarge
-            return message
+            if seen <= limit:
+                message = await receive()
+                seen += len(message.get("body", b""))
+            # Beyond the limit the caller seems gone: the application tidies up as for anyone who leaves.
+            return message if seen <= limit else {"type": "http.disconnect"}
 
         async def watched(message: dict[str, Any]) -> None:
             nonlocal started
             started = True
             await send(message)
 
-        try:
-            await self._app(scope, counted, watched)
-        except _TooLarge:
-            if not started:
-                await _refuse(send, limit)
+        await self._app(scope, counted, watched)
+        if seen > limit and not started:
+            await _refuse(send, limit)
 
 
 async def _refuse(send: Send, limit: int) -> None:

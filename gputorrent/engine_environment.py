@@ -77,12 +77,22 @@ def ensure(environment: Mapping[str, str] = os.environ) -> Path:
         if stamp_of(FOLDER) == stamp:
             return FOLDER / "bin" / "python"
         kind = "vLLM for NVIDIA GPUs (about 8 GB)" if cuda else "vLLM for CPU (about 3.5 GB)"
+        _check_space(14e9 if cuda else 6e9)
         say(f"{kind} goes into {FOLDER.name}; this happens once")
         python = make_empty(FOLDER)
         _install(python, lock, torch, cuda=cuda)
         _check(python, cuda=cuda)
         write_stamp(FOLDER, stamp)
     return python
+
+
+def _check_space(needed: float) -> None:
+    """Raises EnvironmentFailure if so many bytes are not free, before it takes minutes to find out."""
+    free = shutil.disk_usage(ROOT).free
+    if free < needed:
+        raise EnvironmentFailure(
+            f"installing vLLM needs about {needed / 1e9:.0f} GB of disk, {free / 1e9:.1f} GB are free"
+        )
 
 
 def _install(python: Path, lock: Path, torch: str, *, cuda: bool) -> None:
@@ -97,8 +107,10 @@ def _install(python: Path, lock: Path, torch: str, *, cuda: bool) -> None:
             pip_install(python, ["--no-deps", "-r", str(wanted)], progress, expected=packages_in(wanted))
     except EnvironmentFailure as e:
         progress.failed()
-        if re.search(r"No matching distribution found for torch\b", str(e)):
-            raise EnvironmentFailure(TORCH_REMEDY, e.output) from None
+        # The second is how pip says it when its settings hold a constraint on torch.
+        no_torch = r"No matching distribution found for torch\b|user requested torch\b"
+        if re.search(no_torch, f"{e}\n{e.output}"):
+            raise EnvironmentFailure(TORCH_REMEDY) from None
         raise
     except BaseException:
         progress.failed("interrupted; the next start begins this step anew")

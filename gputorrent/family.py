@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -36,7 +37,9 @@ class Interrupts:
     def install(self) -> None:
         """From the main thread."""
         for number in _SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup means what it says
+            # A shell starts its background jobs with SIGINT ignored; we still want to be told. Not so after
+            # nohup, which means what it says.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._signalled)
 
     def _signalled(self, number: int, _frame: FrameType | None) -> None:
@@ -95,5 +98,6 @@ class Family:
         while self._members:
             child, stop = self._members.pop()
             if child.alive:
-                say(f"stopping {child.name} ...")
+                with contextlib.suppress(OSError):  # whoever read our output may have left
+                    say(f"stopping {child.name} ...")
             stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -18,19 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from gputorrent import demo_model, engine_environment, ports
-from gputorrent.children import Child
 from gputorrent.environments import ROOT, EnvironmentFailure
 from gputorrent.family import Failure, Family, Interrupted, Interrupts
+from gputorrent.first_answer import first_answer, wait_for_model, what_is_wrong
 from gputorrent.guidance import how_to_administer, how_to_go_on
 from gputorrent.progress import Progress, say
-from gputorrent.question import QUESTION, Answer, NoAnswer, ask
-from gputorrent.stack import Place, Stack, get
+from gputorrent.question import Answer
+from gputorrent.stack import Place, Stack
 
 DEFAULT_PORT = 8000
-_MODEL_SECONDS = 3600.0
 _LOOK_SECONDS = 0.2
 
 
@@ -69,6 +67,14 @@ def run(options: Options, environment: Mapping[str, str]) -> int:
     """Do what was asked. Returns the exit status."""
     interrupts = Interrupts()
     interrupts.install()
+    try:
+        return _run(options, environment, interrupts)
+    except BrokenPipeError:  # nobody reads what we say any more (`make smoke | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _run(options: Options, environment: Mapping[str, str], interrupts: Interrupts) -> int:
     if options.command == "smoke":
         return _smoke(options, environment, interrupts)
     try:
@@ -93,7 +99,7 @@ def run(options: Options, environment: Mapping[str, str]) -> int:
 def _demo(options: Options, environment: Mapping[str, str], interrupts: Interrupts) -> None:
     data = Path(environment.get("GPUTORRENT_DATA_DIR") or ROOT / ".data").absolute()
     with _serving(options, environment, interrupts, data) as (stack, family, made, model):
-        answer, _ = _ask(stack, family, made["api_key"], model)
+        answer, _ = first_answer(stack, family, made["api_key"], model)
         say(f"\nfirst token after {answer.ttft_ms:.0f} ms, then {answer.tokens_per_s:.1f} tokens/s\n")
         say(how_to_go_on(stack.place.local_url, made, model.name))
         _stay(family)
@@ -109,7 +115,7 @@ def _smoke(options: Options, environment: Mapping[str, str], interrupts: Interru
     try:
         with _serving(options, environment, interrupts, data) as (stack, family, made, model):
             model_name = model.name
-            answer, engine = _ask(stack, family, made["api_key"], model)
+            answer, engine = first_answer(stack, family, made["api_key"], model)
             say("")
             reason = what_is_wrong(answer, engine, expect_paris=model.default)
     except (Failure, EnvironmentFailure, ValueError) as e:
@@ -182,7 +188,7 @@ def _serving(
         agent = stack.start_agent(
             model, python, made["enrolment_token"], *_engine_options(model, environment)
         )
-        _wait_for_model(stack, family, agent, made["api_key"], model)
+        wait_for_model(stack, family, agent, made["api_key"], model)
         yield stack, family, made, model
     finally:
         family.stop()
@@ -195,71 +201,6 @@ def _start_coordinator(stack: Stack) -> None:
     stack.manage("collectstatic", "--noinput", "--verbosity", "0")
     progress.done()
     stack.start_web()
-
-
-def _wait_for_model(stack: Stack, family: Family, agent: Child, key: str, model: demo_model.Model) -> None:
-    progress = Progress(f"waiting for {model.name}")
-    shown = 0
-
-    def ready() -> bool:
-        nonlocal shown
-        lines = agent.output().splitlines()
-        for line in lines[shown:]:
-            progress.note(f"  agent: {_without_time(line)}")
-        shown = len(lines)
-        progress.update("starting vLLM and loading the model")
-        try:
-            response = get(f"{stack.place.local_url}/v1/models", key)
-        except httpx.HTTPError:
-            return False
-        if response.status_code in {401, 403}:
-            raise Failure(f"the coordinator refuses its own key: HTTP {response.status_code}")
-        return response.status_code == 200 and model.name in {m["id"] for m in response.json()["data"]}
-
-    try:
-        family.wait(ready, _MODEL_SECONDS, "loading the model", every=0.5)
-    except BaseException:
-        progress.failed()
-        raise
-    progress.done("ready")
-
-
-def _ask(stack: Stack, family: Family, key: str, model: demo_model.Model) -> tuple[Answer, str]:
-    """The answer, and the engine that the agent says it runs."""
-    say(f"\n> {QUESTION}")
-
-    def show(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    try:
-        answer = ask(stack.place.local_url, key, model.name, show)
-        say("")
-        engine = engine_behind(get(f"{stack.place.local_url}/workers", key).json(), model.name)
-    except (NoAnswer, httpx.HTTPError, ValueError) as e:
-        family.check()  # if a process is gone, that is the better reason
-        raise Failure(f"no answer: {e}") from None
-    return answer, engine
-
-
-def engine_behind(workers: dict[str, Any], model: str) -> str:
-    """What ``GET /workers`` says about the engine that serves `model`; empty if it says nothing."""
-    for node in workers.get("data", []):
-        for served in node.get("models", []):
-            if served.get("name") == model and served.get("engine"):
-                return str(served["engine"])
-    return ""
-
-
-def what_is_wrong(answer: Answer, engine: str, *, expect_paris: bool) -> str | None:
-    """Why an answer is not the one that proves that everything works; None if it is."""
-    if not engine.lower().startswith("vllm"):
-        return f"the answer did not come from vLLM but from {engine or 'an unknown engine'}"
-    if not answer.text.strip():
-        return "the answer is empty"
-    if expect_paris and "Paris" not in answer.text:
-        return "the answer does not name Paris"
-    return None
 
 
 def _stay(family: Family) -> None:
@@ -298,12 +239,6 @@ def _engine_options(model: demo_model.Model, environment: Mapping[str, str]) -> 
     if engine_arguments:
         options += [f"--engine-args={engine_arguments}"]
     return options
-
-
-def _without_time(line: str) -> str:
-    """An agent's log line less its timestamp and level."""
-    parts = line.split(maxsplit=2)
-    return parts[2] if len(parts) == 3 and parts[0].endswith("Z") else line
 
 
 def _complain(error: Exception) -> None:

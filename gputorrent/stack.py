@@ -24,6 +24,7 @@ from gputorrent.family import Failure, Family
 _AGENTS_BUSINESS_NOT = ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "GPUTORRENT_API_KEY_PEPPER")
 _READY_SECONDS = 90.0
 _COMMAND_SECONDS = 600.0
+_LOG_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,8 @@ class Stack:
         log = self.place.data / "logs" / f"{name}.log" if self._own_logs else None
         if log is not None:
             log.parent.mkdir(exist_ok=True)
+            if log.exists() and log.stat().st_size > _LOG_BYTES:
+                log.replace(log.with_suffix(".log.1"))
         return Child(name, command, log, self.environment, ROOT, grace=grace, on_death=on_death)
 
     def _ready(self) -> bool:

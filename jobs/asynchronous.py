@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from gputorrent.redis import Pipe, asynchronous
 from jobs import interactive, routing
-from jobs.board import Board, Full, Placed
+from jobs.board import Board, Full, Held, Placed
 from jobs.candidates import candidates
 from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
@@ -102,6 +102,8 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         }[decision.why]
         await sync_to_async(_fail)(job, str(decision.why), message)
         return f"refused: {decision.why}"
+    if await board.position(job.id) is not None:
+        return "waiting already"  # asked twice: another claim would make a stranger of the attempt that waits
     attempt = await sync_to_async(_claim)(job)
     if attempt is None:
         return "moved by another"
@@ -278,13 +280,17 @@ async def sweep() -> dict[str, int]:
         snapshot, board = Snapshot(), Board(pipe)
         await snapshot.refresh(pipe)
         held = {(h.job, h.attempt): h for h in await board.held() if not h.owner}
-        lost = await sync_to_async(_rescue_running)(snapshot, set(held))
-        for key in lost:
-            if key in held:
-                await board.release(held[key].node, held[key].model, *key)
+        lost = await sync_to_async(_rescue_running)(snapshot)
+        idle = await sync_to_async(_held_for_nothing)(snapshot, list(held.values()))
+        for key in {*lost, *idle} & held.keys():
+            h = held.pop(key)
+            await board.release(h.node, h.model, h.job, h.attempt)
+        for job_id in await board.overdue():
+            await board.leave(job_id)
+        placed = {job_id for job_id, _ in held}
         queued = 0
         for job_id in await sync_to_async(_quiet_pending)():
-            if await board.position(job_id) is None:
+            if job_id not in placed and await board.position(job_id) is None:
                 await sync_to_async(_queue_again)(job_id)
                 queued += 1
         expired = await sync_to_async(_expire)()
@@ -293,18 +299,15 @@ async def sweep() -> dict[str, int]:
         await client.aclose()
 
 
-def _rescue_running(snapshot: Snapshot, held: set[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Running jobs whose node is gone, restarted without them, or holds no slot for them."""
+def _rescue_running(snapshot: Snapshot) -> list[tuple[str, int]]:
+    """Running jobs whose node is gone or restarted without them: job and attempt."""
     if snapshot.redis_was_emptied:
         return []
     lost = []
     quiet = timezone.now() - datetime.timedelta(seconds=3 * settings.LEASE_SECONDS)
     running = Job.objects.filter(asynchronous=True, state=JobState.RUNNING, placed_at__lt=quiet)
     for job in running.select_related("node"):
-        node = job.node
-        gone = node is None or (node.pk not in snapshot.leased and (node.last_beat_at or quiet) <= quiet)
-        restarted = bool(node and node.registered_at and job.placed_at and node.registered_at > job.placed_at)
-        if not gone and not restarted:
+        if not _away(job.node, snapshot, job.placed_at or quiet, quiet):
             continue
         attempt = job.attempts.filter(number=job.attempt_count).first()
         if attempt:
@@ -317,6 +320,32 @@ def _rescue_running(snapshot: Snapshot, held: set[tuple[str, int]]) -> list[tupl
     return lost
 
 
+def _away(node: Node | None, snapshot: Snapshot, since: datetime.datetime, quiet: datetime.datetime) -> bool:
+    """Whether a node is gone, or was started again after it was given work at `since`."""
+    if node is None or (node.pk not in snapshot.leased and (node.last_beat_at or quiet) <= quiet):
+        return True
+    return bool(node.registered_at and node.registered_at > since)
+
+
+def _held_for_nothing(snapshot: Snapshot, held: list[Held]) -> list[tuple[str, int]]:
+    """Attempts with a slot that are not live any more, or whose node left before it said that it began."""
+    if snapshot.redis_was_emptied:
+        return []
+    quiet = timezone.now() - datetime.timedelta(seconds=3 * settings.LEASE_SECONDS)
+    jobs = Job.objects.defer("request", "result").in_bulk([h.job for h in held])
+    nodes = Node.objects.in_bulk({h.node for h in held})
+    found = []
+    for h in held:
+        since = datetime.datetime.fromtimestamp(h.placed_at_ms / 1000, datetime.UTC)
+        job = jobs.get(h.job)
+        state = job.state if job and job.attempt_count == h.attempt else None
+        if since > quiet or state == JobState.RUNNING:
+            continue
+        if state != JobState.PENDING or _away(nodes.get(h.node), snapshot, since, quiet):
+            found.append((h.job, h.attempt))
+    return found
+
+
 def _quiet_pending() -> list[str]:
     limit = timezone.now() - datetime.timedelta(seconds=2 * settings.SWEEP_SECONDS)
     pending = Job.objects.filter(asynchronous=True, state=JobState.PENDING, created_at__lt=limit)
@@ -326,6 +355,11 @@ def _quiet_pending() -> list[str]:
 def _queue_again(job_id: str) -> None:
     from jobs import tasks
 
+    job = Job.objects.get(pk=job_id)
+    just_now = timezone.now() - datetime.timedelta(seconds=2 * settings.SWEEP_SECONDS)
+    if job.attempt_count >= settings.ATTEMPTS and not job.attempts.filter(claimed_at__gt=just_now).exists():
+        _fail(job, "upstream_failed", "every attempt was lost on its way to a node")
+        return
     tasks.enqueue_routing(job_id)
 
 

@@ -191,7 +191,7 @@ class Dispatcher:
                     return
                 else:
                     error = UpstreamFailed(_in_words(event))
-                    self._stop_attempt(job, event)
+                    self.settle(job)
                     self._end(job, Move.FAIL, code=error.code, message=str(error))
                     raise error
         finally:
@@ -206,8 +206,11 @@ class Dispatcher:
         job.move(Move.CANCEL)
         job.error_code = code
         self.recorder.note(job)
-        if job.attempt == 0 or job.current.outcome:
-            self._forget(job)  # between two attempts: nothing holds a slot
+        if job.attempt == 0:
+            self._forget(job)
+        elif job.current.outcome:
+            self.settle(job)  # its end was on the way to the caller, or it lies between two attempts
+            self._forget(job)
         elif not job.node:
             self._effect(self._leave_queue(job))
         self.stop_left(job)
@@ -229,7 +232,7 @@ class Dispatcher:
     def clear_abandoned(self, job: InteractiveJob) -> None:
         """The node has stopped an abandoned attempt, or is not going to say so."""
         job.attempt_over(Outcome.CANCELLED, "the caller left")
-        self._release(job)
+        self.settle(job)
         self._forget(job)
         self.recorder.note(job)
 
@@ -255,7 +258,7 @@ class Dispatcher:
     async def _place(self, job: InteractiveJob) -> None:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
-        tried = {t.node for t in job.tries if t.node}
+        tried = job.tried
         decision = routing.choose(self.candidates(request.model), tried)
         if isinstance(decision, routing.Refuse):
             last = job.current if job.tries else None
@@ -353,7 +356,7 @@ class Dispatcher:
 
     async def _attempt_failed(self, job: InteractiveJob, event: Failed | Lost) -> None:
         """Clear up after an attempt that failed before the first byte. Raises unless another may follow."""
-        self._stop_attempt(job, event)
+        self.settle(job)
         outcome = event.outcome
         if outcome == interactive.QUEUE_TIMEOUT:
             raise QueueTimeout(event.message)
@@ -370,14 +373,17 @@ class Dispatcher:
         if like > 1:
             await asyncio.sleep(random.uniform(0.5, 1.0) * 0.1 * 2**like)  # noqa: S311 - jitter
 
-    def _stop_attempt(self, job: InteractiveJob, event: Failed | Lost) -> None:
-        """Give the slot back; if the node may still be at it, tell it to stop."""
-        if isinstance(event, Lost) and job.node:
-            self._effect(self.mailbox.cancel(job.node, job.id, job.attempt))
-        self._release(job)
+    def settle(self, job: InteractiveJob) -> None:
+        """Give back the slot of an attempt that is over, once; if its node may still be at it, say stop.
 
-    def _release(self, job: InteractiveJob) -> None:
+        The watch asks too: a caller who reads slowly hears of the end late, and holds no slot till then.
+        """
+        if job.settled == job.attempt:
+            return
+        job.settled = job.attempt
         node, model = job.node, job.request.model
+        if node and job.current.given_up:
+            self._effect(self.mailbox.cancel(node, job.id, job.attempt))
         if not node:
             self._effect(self.board.leave(job.id))
             return
@@ -389,7 +395,7 @@ class Dispatcher:
 
     def _finished(self, job: InteractiveJob, done: Done) -> None:
         job.http_status = done.status
-        self._release(job)
+        self.settle(job)
         if done.status < 400:
             self._end(job, Move.COMPLETE)
         else:

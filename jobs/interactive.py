@@ -79,6 +79,7 @@ class _Try:
     finished_at: float = 0.0
     outcome: str = ""
     reason: str = ""
+    given_up: bool = False  # ended from our side: the node may still be at it
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +110,7 @@ class InteractiveJob:
     cancel_sent: bool = False
     leaving: bool = False  # a step to take it off the board is under way
     leave_tries: int = 0
+    settled: int = 0  # the attempt whose slot was given back last
     # What the mailbox looks at.
     attempt: int = 0
     lease: bytes = b""
@@ -140,6 +142,11 @@ class InteractiveJob:
     def node(self) -> str:
         """Where the live attempt is placed; empty while it waits."""
         return self.tries[-1].node if self.tries else ""
+
+    @property
+    def tried(self) -> set[str]:
+        """Nodes where an attempt has failed. What the wire lost says nothing against its node."""
+        return {t.node for t in self.tries if t.node and t.outcome != WIRE_LOST}
 
     def attempt_over(self, outcome: str, reason: str = "") -> None:
         """Note how the live attempt ended, once."""
@@ -191,6 +198,8 @@ class InteractiveJob:
         if self.left_at:
             return
         if isinstance(reply, Chunk):
+            if self.current.outcome:
+                return  # the attempt was given up
             self._buffered += len(reply.data)
             if self._buffered > self.buffer_bytes:
                 self.give_up(Lost(SLOW_CLIENT, "the caller reads more slowly than the model writes"))
@@ -202,6 +211,8 @@ class InteractiveJob:
 
     def give_up(self, lost: Lost) -> None:
         """End the live attempt from our side."""
+        if not self.current.outcome:
+            self.current.given_up = True
         self.attempt_over(lost.outcome, lost.message)
         self._put(lost)
 

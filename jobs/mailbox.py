@@ -17,6 +17,7 @@ import msgspec
 import redis
 import redis.asyncio
 
+from gputorrent import background
 from gputorrent.redis import ANSWER_SECONDS, Pipe, asynchronous
 from worker_agent.contract import (
     FIELD,
@@ -86,9 +87,7 @@ class Mailbox:
 
     async def stop(self) -> None:
         """Close the stream: agents see that nobody listens and stop what they did for us."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await background.end(self._tasks)
         with contextlib.suppress(redis.RedisError):
             await self._pipe.send("DEL", reply_key(self.web), web_key(self.web))
         if self._reader:

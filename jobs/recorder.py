@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection
 
+from gputorrent import background
 from jobs import lifecycle
 from jobs.interactive import InteractiveJob
 
@@ -42,11 +43,9 @@ class Recorder:
 
     async def stop(self) -> None:
         """Write what is left."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await background.end([self._task])
         await self.flush()
-        await self._in_thread(connection.close)
+        await self._in_thread(_disconnect)
         self._thread.shutdown()
 
     async def flush(self) -> None:
@@ -87,6 +86,10 @@ class Recorder:
 
     async def _in_thread(self, call: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _disconnect() -> None:
+    connection.close()  # looked up here, in the thread whose connection it is
 
 
 def _write(jobs: list, attempts: list) -> None:

@@ -15,6 +15,7 @@ import redis
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections
 
+from gputorrent import background
 from jobs import interactive, routing
 from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Lost
@@ -38,6 +39,7 @@ class Watch:
         self._tasks: list[asyncio.Task[None]] = []
         self._trust_leases_from = 0.0
         self._missing: dict[str, int] = {}
+        self._emptied = False
         self.healed = 0
         """Slots found on the board that no live job of ours holds, since start."""
 
@@ -50,9 +52,7 @@ class Watch:
         ]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await background.end(self._tasks)
 
     async def _forever(self, step: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
@@ -86,8 +86,12 @@ class Watch:
         d = self._dispatcher
         changed, loads = await asyncio.gather(d.snapshot.refresh(d.pipe), d.board.loads())
         d.in_flight = loads
-        if d.snapshot.redis_was_emptied:
+        emptied_before, self._emptied = self._emptied, d.snapshot.redis_was_emptied
+        if self._emptied:
+            if not emptied_before:
+                await self._start_over()
             await self._heal()
+            changed |= await d.snapshot.refresh(d.pipe)
         if changed:
             await d.board.fill(
                 f"{node.id}/{model.name}"
@@ -96,23 +100,26 @@ class Watch:
                 for model in node.models
             )
 
-    async def _heal(self) -> None:
-        """Redis came back empty. One process rebuilds the registry; each sees to its own jobs."""
+    async def _start_over(self) -> None:
+        """Redis came back empty: each process sees to its own jobs, once."""
         d = self._dispatcher
         log.warning("redis holds nothing of ours: rebuilding")
         self._trust_leases_from = time.monotonic() + 2 * settings.LEASE_SECONDS
         await d.mailbox.open()
+        for job in list(d.jobs.values()):
+            # Its slot, its place in the queue, or its work in an inbox is gone. What has begun to answer may
+            # still come whole (the sequence numbers tell); anything else is placed again.
+            if not job.left_at and job.attempt and not job.first_byte_at:
+                job.give_up(Lost(interactive.WIRE_LOST, "the queue was lost"))
+
+    async def _heal(self) -> None:
+        """One process rebuilds the registry; if it cannot, another tries after 5 s."""
+        d = self._dispatcher
         if await d.pipe.send("SET", "gt:healing", d.mailbox.web, "NX", "PX", 5000):
             try:
                 await asyncio.to_thread(_rebuild)
             except (DatabaseError, InterfaceError) as e:
                 log.warning("ledger unavailable error=%s", type(e).__name__)
-                return
-        for job in list(d.jobs.values()):
-            # Its slot, its place in the queue, or its work in an inbox is gone. What has begun to answer may
-            # still come whole (the sequence numbers tell); anything else is placed again.
-            if not job.left_at and not job.first_byte_at:
-                job.give_up(Lost(interactive.WIRE_LOST, "the queue was lost"))
 
     # -- limits --------------------------------------------------------------------------------------
 
@@ -133,8 +140,10 @@ class Watch:
             self._dispatcher.stop_left(job)
             if job.current.outcome or now - job.left_at > _ABANDONED_SECONDS or job.node in dead:
                 self._dispatcher.clear_abandoned(job)
-        elif not job.attempt or job.current.outcome:
-            return  # between two attempts, or its end is on the way to the caller
+        elif not job.attempt:
+            return
+        elif job.current.outcome:  # between two attempts, or its end is on the way to the caller
+            self._dispatcher.settle(job)
         elif not job.node:
             self._look_at_waiting(job, now)
         elif job.node in dead:
@@ -152,8 +161,7 @@ class Watch:
 
     def _look_at_waiting(self, job: InteractiveJob, now: float) -> None:
         d, model, waited = self._dispatcher, job.request.model, now - job.waiting_since
-        tried = {t.node for t in job.tries[:-1] if t.node}
-        decision = routing.choose(d.candidates(model), tried)
+        decision = routing.choose(d.candidates(model), job.tried)
         if isinstance(decision, routing.Load):
             d.ask_to_load(decision.node, model)
         loading = isinstance(decision, routing.Load | routing.Wait)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import redis
+from django.conf import settings
 from msgspec import Struct
 
 from gputorrent.redis import Pipe
@@ -148,27 +150,41 @@ class Snapshot:
         self.leased: frozenset[str] = frozenset()
         self.by_model: dict[str, list[tuple[NodeView, ModelView]]] = {}
         self.redis_was_emptied = False
+        self._seen: frozenset[str] = frozenset()
+        self._lenient_until = 0.0
         self._version: bytes | None = None
 
     async def refresh(self, pipe: Pipe) -> bool:
-        """One or two trips to Redis. Returns whether a node changed. Raises `redis.RedisError`."""
+        """One or two trips to Redis. Returns whether a node changed or is back. Raises `redis.RedisError`.
+
+        When Redis has come back empty, what is in memory stays, leases included: agents renew them within
+        seconds, and the board gives no slot to a node without one.
+        """
         ids = list(self.nodes)
         asked: list[Any] = [pipe.send("GET", VERSION), pipe.send("EXISTS", ALIVE)]
         if ids:
             asked.append(pipe.send("MGET", *[lease_key(i) for i in ids]))
         version, alive, *rest = await asyncio.gather(*asked)
         self.redis_was_emptied = not alive
-        if ids:
-            self.leased = frozenset(i for i, lease in zip(ids, rest[0], strict=True) if lease is not None)
-        if version == self._version:
+        if not alive and ids:
+            self._lenient_until, self._seen = time.monotonic() + settings.LEASE_SECONDS, frozenset()
             return False
+        back = False
+        if ids:
+            seen = frozenset(i for i, lease in zip(ids, rest[0], strict=True) if lease is not None)
+            back, self._seen = not seen <= self._seen, seen
+            self.leased = seen | self.leased if time.monotonic() < self._lenient_until else seen
+        if version == self._version:
+            return back
         answer = await pipe.send("HGETALL", NODES)
         packed: Iterable[bytes] = answer.values()
         self._take([_decode(value) for value in packed])
         new = [i for i in self.nodes if i not in set(ids)]
         if new:
             leases = await pipe.send("MGET", *[lease_key(i) for i in new])
-            self.leased |= {i for i, lease in zip(new, leases, strict=True) if lease is not None}
+            found = {i for i, lease in zip(new, leases, strict=True) if lease is not None}
+            self.leased |= found
+            self._seen |= found
         self._version = version
         return True
 

@@ -7,6 +7,7 @@ server afterwards, before the first client is made. `DATABASE_URL` chooses the d
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -25,7 +26,8 @@ def wire_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         django_settings.REDIS_URL = server.url
         for queue in django_settings.RQ_QUEUES.values():
             queue["URL"] = server.url
-        django_settings.CHANNEL_LAYERS["default"]["CONFIG"]["hosts"] = [server.url]
+        layer: dict[str, Any] = django_settings.CHANNEL_LAYERS["default"]
+        layer["CONFIG"]["hosts"] = [server.url]
         blocking.cache_clear()
         yield server.url
         blocking().close()
@@ -37,9 +39,10 @@ def wire(wire_server: str) -> redis.Redis:
     """A client with all rights; Redis holds nothing, and nobody but the default user."""
     client = blocking()
     client.flushall()
-    nodes = [user for user in client.acl_users() if user.startswith("gt-node-")]
-    if nodes:
-        client.acl_deluser(*nodes)
+    users: Any = client.acl_users()
+    for user in users:
+        if user.startswith("gt-node-"):
+            client.acl_deluser(user)
     return client
 
 
@@ -56,3 +59,10 @@ async def ledger(transactional_db: None) -> AsyncIterator[None]:
     """The database for tests that run in an event loop, whose code reaches it from other threads."""
     yield
     await sync_to_async(connections.close_all)()
+
+
+@pytest.fixture
+def quick(settings: Any) -> None:
+    """What every test client would pay for anew: a search for static files, and slow password hashes."""
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "servestatic" not in name]
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

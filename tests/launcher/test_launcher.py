@@ -128,6 +128,24 @@ def test_smoke_says_why_a_model_does_not_load(launcher):
     assert launcher.living() == []
 
 
+def test_nothing_is_left_when_whoever_reads_the_output_leaves(launcher):
+    write_wrapper(launcher.folder / "engine")
+    environment = {**launcher.environment, "ENGINE_PYTHON": str(launcher.folder / "engine")}
+    command = [sys.executable, "-m", "gputorrent", "smoke"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        launcher.process = process
+        assert process.stdout is not None
+        while "coordinator ready" not in process.stdout.readline():
+            assert process.poll() is None
+        process.stdout.close()
+        assert process.wait(START_SECONDS) == 1
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert launcher.living() == []
+
+
 def test_ctrl_c_ends_a_demo_without_a_trace(launcher):
     port = ports.any_free()
     launcher.start("demo", "--port", str(port))

@@ -3,7 +3,8 @@
 import pytest
 
 from gputorrent.__main__ import options
-from gputorrent.launcher import Result, engine_behind, what_is_wrong
+from gputorrent.first_answer import engine_behind, what_is_wrong
+from gputorrent.launcher import Result
 from gputorrent.question import Answer
 
 PARIS = Answer("The capital of France is Paris.", 100.0, 7, 20.0)

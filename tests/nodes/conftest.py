@@ -5,5 +5,5 @@ import redis
 
 
 @pytest.fixture(autouse=True)
-def _empty_wire(wire: redis.Redis) -> None:
+def _stage(wire: redis.Redis, quick: None) -> None:
     """Every test here may touch Redis."""

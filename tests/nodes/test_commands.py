@@ -26,6 +26,7 @@ def test_a_token_is_printed_alone_and_lasts_a_day():
     assert credentials.matches(token, row.token_hash)
     assert token not in said
     assert row.max_uses == 1
+    assert row.expires_at
     left = row.expires_at - timezone.now()
     assert datetime.timedelta(hours=23, minutes=59) < left <= datetime.timedelta(hours=24)
 
@@ -64,4 +65,4 @@ def test_wrong_options_make_no_token(wrong):
 def test_settings_that_do_not_fit_together_are_named(settings, changes, found):
     for name, value in changes.items():
         setattr(settings, name, value)
-    assert {message.id for message in run_checks() if message.id.startswith("nodes.")} == found
+    assert {message.id for message in run_checks() if str(message.id).startswith("nodes.")} == found

@@ -1,0 +1,139 @@
+"""``POST /jobs`` and ``GET /jobs/{id}``, and what staff may see of the cluster."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from asgiref.sync import sync_to_async
+
+from api.authentication import new_key
+from jobs.models import Attempt, Job, JobState
+from tests.jobs.scripted import ScriptedNode
+from tests.nodes.agents import enrol
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+TEXT = {"model": "m", "prompt": "hello"}
+make = sync_to_async(new_key)
+
+
+async def caller(name: str, **how) -> dict[str, str]:
+    _, secret = await make(name, **how)
+    return {"Authorization": f"Bearer {secret}"}
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (CHAT, "/v1/chat/completions"),
+        (TEXT, "/v1/completions"),
+        ({"url": "/v1/completions", "body": TEXT}, "/v1/completions"),
+        ({"custom_id": "1", "url": "/v1/chat/completions", "body": CHAT}, "/v1/chat/completions"),
+    ],
+)
+async def test_a_job_is_accepted_and_committed(serve, wire, body, path):
+    ScriptedNode(wire)
+    ann = await caller("ann")
+    client = await serve()
+    answer = await client.post("/jobs", json=body, headers=ann)
+    assert answer.status_code == 202
+    told = answer.json()
+    assert (told["object"], told["status"], told["model"]) == ("job", "pending", "m")
+    assert answer.headers["location"] == f"/jobs/{told['id']}"
+    row = await Job.objects.aget(pk=told["id"])
+    assert (row.path, row.asynchronous) == (path, True)
+    assert json.loads(bytes(row.request or b"")) == body.get("body", body)
+    seen = (await client.get(answer.headers["location"], headers=ann)).json()
+    assert (seen["id"], seen["status"], seen["url"], seen["result"]) == (told["id"], "pending", path, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        ({**CHAT, "stream": True}, 400, None, "stream"),
+        ({**CHAT, "model": "other"}, 404, "model_not_found", "model"),
+        ({"model": "m"}, 400, "missing_required_parameter", "prompt"),
+        ({"url": "/v1/completions"}, 400, "missing_required_parameter", "body"),
+        ({"body": CHAT}, 400, "missing_required_parameter", "url"),
+        ({"url": "/v1/embeddings", "body": CHAT}, 400, "invalid_value", "url"),
+        ({"url": 5, "body": CHAT}, 400, "invalid_value", "url"),
+        ({"url": "/v1/completions", "body": "x"}, 400, "invalid_value", None),
+        ([], 400, "invalid_json", None),
+    ],
+)
+async def test_a_bad_job_is_refused_and_not_kept(serve, wire, body, status, code, param):
+    ScriptedNode(wire)
+    ann = await caller("ann")
+    answer = await (await serve()).post("/jobs", json=body, headers=ann)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+    assert await Job.objects.acount() == 0
+
+
+async def test_a_key_sees_its_own_jobs_and_staff_sees_all(serve, wire):
+    ScriptedNode(wire)
+    ann, bob, boss = await caller("ann"), await caller("bob"), await caller("boss", staff=True)
+    client = await serve()
+    id_ = (await client.post("/jobs", json=CHAT, headers=ann)).json()["id"]
+    status = {}
+    for name, headers in (("ann", ann), ("bob", bob), ("boss", boss), ("nobody", {})):
+        status[name] = (await client.get(f"/jobs/{id_}", headers=headers)).status_code
+    assert status == {"ann": 200, "bob": 404, "boss": 200, "nobody": 401}
+    for unknown in ("f" * 32, "x", "chatcmpl-1", id_ + "0"):
+        missing = await client.get(f"/jobs/{unknown}", headers=boss)
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "job_not_found")
+    assert (await client.get(f"/jobs/chatcmpl-{id_}", headers=ann)).status_code == 200
+
+
+async def test_an_ended_job_shows_its_result_usage_and_attempts(serve):
+    _, secret = await make("ann", staff=True)
+    node, _ = await sync_to_async(enrol)()
+    client = await serve()
+    id_ = "a" * 32
+    await Job.objects.acreate(
+        id=id_, path="/v1/completions", model="m", asynchronous=True, state=JobState.COMPLETED,
+        prompt_tokens=3, completion_tokens=7, result=b'{"choices":[]}', why="score 1",
+    )  # fmt: skip
+    await Attempt.objects.acreate(job_id=id_, number=1, node=node, outcome="done", lease="secret-lease")
+    answer = await client.get(f"/jobs/{id_}", headers={"Authorization": f"Bearer {secret}"})
+    seen = answer.json()
+    assert seen["result"] == {"choices": []}
+    assert seen["usage"] == {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}
+    assert [(a["number"], a["node"], a["outcome"]) for a in seen["attempts"]] == [(1, "box", "done")]
+    assert (seen["error"], seen["why"]) == (None, "score 1")
+    assert "secret-lease" not in answer.text
+
+
+async def test_a_failed_job_shows_its_error_and_no_usage(serve):
+    ann = await caller("ann", staff=True)
+    await Job.objects.acreate(
+        id="b" * 32, model="m", state=JobState.FAILED, error_code="c", error_message="why"
+    )
+    seen = (await (await serve()).get(f"/jobs/{'b' * 32}", headers=ann)).json()
+    assert (seen["status"], seen["usage"], seen["error"]) == ("failed", None, {"code": "c", "message": "why"})
+    assert "result" not in seen
+
+
+async def test_staff_sees_workers_without_their_secrets(serve):
+    node, identity = await sync_to_async(enrol)()
+    boss = await caller("boss", staff=True)
+    answer = await (await serve()).get("/workers", headers=boss)
+    (worker,) = answer.json()["data"]
+    assert (worker["id"], worker["name"], worker["state"]) == (node.pk, "box", "online")
+    assert [g["name"] for g in worker["gpus"]] == ["RTX 4090"]
+    assert [(m["name"], m["state"], m["slots"]) for m in worker["models"]] == [("m", "ready", 4)]
+    for secret in (identity.secret, identity.redis.password, node.secret_hash, node.redis_password_sha256):
+        assert secret not in answer.text
+
+
+async def test_the_cluster_in_one_object(serve, wire):
+    node, _ = await sync_to_async(enrol)()
+    wire.set(f"gt:node:{node.pk}:lease", "1")
+    boss = await caller("boss", staff=True)
+    for n, state in enumerate([JobState.PENDING, JobState.RUNNING, JobState.COMPLETED]):
+        await Job.objects.acreate(id=str(n) * 32, model="m", state=state)
+    status = (await (await serve()).get("/cluster/status", headers=boss)).json()
+    assert status["nodes"]["online"] == 1
+    assert (status["jobs"], status["waiting"]) == ({"pending": 1, "running": 1}, 0)
+    (m,) = status["models"]
+    assert (m["id"], m["nodes_ready"], m["slots"], m["in_flight"], m["waiting"]) == ("m", 1, 4, 0, 0)

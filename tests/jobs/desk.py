@@ -1,0 +1,83 @@
+"""One web process's dispatcher and watch; time passes only when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from jobs.dispatch import Dispatcher
+from jobs.interactive import InteractiveJob, Request
+from jobs.models import Job
+from jobs.watch import Watch
+from worker_agent.contract import Chunk, Done
+
+
+def request(**changes: Any) -> Request:
+    fields: dict[str, Any] = {
+        "path": "/v1/chat/completions",
+        "model": "m",
+        "body": b'{"model":"m","messages":[]}',
+        "stream": True,
+    }
+    return Request(**{**fields, **changes})
+
+
+class Asking:
+    """A caller: its job once submitted, and the first of the answer."""
+
+    def __init__(self, dispatcher: Dispatcher, wanted: Request) -> None:
+        self.dispatcher = dispatcher
+        self.job: InteractiveJob | None = None
+        self.task = asyncio.create_task(self._ask(wanted))
+
+    async def _ask(self, wanted: Request) -> Chunk | Done:
+        self.job = await self.dispatcher.submit(wanted)
+        return await self.dispatcher.first(self.job)
+
+    async def first(self) -> Chunk | Done:
+        return await asyncio.wait_for(self.task, 10)
+
+    async def rest(self) -> list[bytes]:
+        """What follows the first chunk. Raises what the stream ends with."""
+        assert self.job
+        return [data async for data in self.dispatcher.follow(self.job)]
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.dispatcher = Dispatcher()
+        self.watch = Watch(self.dispatcher)
+
+    def ask(self, **wanted: Any) -> Asking:
+        return Asking(self.dispatcher, request(**wanted))
+
+    async def refresh(self) -> None:
+        """What the watch does a few times a second for the snapshot."""
+        await self.watch.refresh()
+
+    async def look(self, later: float = 0.0, times: int = 1) -> None:
+        """What the watch does a few times a second for the jobs, as if `later` seconds had passed."""
+        for _ in range(times):
+            self.watch.look(time.monotonic() + later)
+            await self.settled()
+
+    async def settled(self) -> None:
+        """Until the effects under way have been done."""
+        await asyncio.sleep(0)
+        while self.dispatcher._effects:
+            await asyncio.gather(*self.dispatcher._effects)
+
+    async def held(self) -> int:
+        """Slots taken on the board."""
+        await self.settled()
+        return len(await self.dispatcher.board.held())
+
+    async def row(self, job: InteractiveJob) -> Job:
+        """The job's record in the ledger."""
+        await self.dispatcher.recorder.flush()
+        return await Job.objects.prefetch_related("attempts").aget(pk=job.id)

@@ -1,0 +1,263 @@
+"""The board on a real Redis: each verb, one step at a time."""
+
+from __future__ import annotations
+
+from jobs.board import Full, Held, Placed, Waiting
+from nodes import view
+from tests.jobs.scripted import ScriptedNode, work
+from worker_agent.contract import reply_key
+
+A, B = "a" * 16, "b" * 16
+
+
+def open_web(wire, web: str) -> None:
+    """A web process that lives and listens."""
+    wire.set(f"gt:web:{web}", "1")
+    wire.xadd(reply_key(web), {"m": b"\x90"})
+    wire.xtrim(reply_key(web), 0)
+
+
+def announced(wire, web: str) -> list[str]:
+    return [fields[b"p"].decode() for _, fields in wire.xrange(reply_key(web))]
+
+
+def left_over(wire) -> list[bytes]:
+    return wire.keys("gt:board:*")
+
+
+# -- reserve -------------------------------------------------------------------------------------------
+
+
+async def test_the_first_of_the_order_with_room_gets_the_work(wire, node, reserve):
+    other = ScriptedNode(wire, B, slots=2)
+    assert await reserve("j1") == Placed(A)
+    assert await reserve("j2") == Placed(B)
+    assert await reserve("j3", order=(B, A)) == Placed(B)
+    assert node.inbox() == [work("j1")]
+    assert other.inbox() == [work("j2"), work("j3")]
+
+
+async def test_asking_twice_takes_one_slot_and_delivers_once(node, reserve, board):
+    assert await reserve() == await reserve() == Placed(A)
+    assert len(node.inbox()) == 1
+    assert await reserve("j2") == await reserve("j2") == Waiting(0)
+    assert await board.depths(["m"]) == (1, {"m": 1})
+
+
+async def test_a_second_attempt_takes_a_slot_of_its_own(wire, reserve, board):
+    ScriptedNode(wire, A, slots=2)
+    await reserve(attempt=1)
+    await reserve(attempt=2)
+    assert await board.loads() == {f"{A}/m": 2}
+
+
+async def test_a_node_whose_lease_is_gone_gets_nothing(node, reserve):
+    node.die()
+    assert await reserve() == Waiting(0)
+    assert node.inbox() == []
+
+
+async def test_a_place_that_routing_does_not_know_has_no_slots(node, reserve):
+    assert await reserve(model="other") == Waiting(0)
+
+
+async def test_who_does_not_want_to_wait_is_told_that_it_is_full(node, reserve):
+    await reserve("j1")
+    assert await reserve("j2", wait_seconds=0) == Full(0)
+
+
+async def test_the_queue_of_a_model_is_bounded(wire, node, reserve, settings):
+    settings.QUEUE_PER_MODEL = 2
+    ScriptedNode(wire, B, model="other")
+    await reserve("j0")
+    assert [await reserve(f"j{n}") for n in (1, 2, 3)] == [Waiting(0), Waiting(1), Full(2)]
+    await reserve("o0", model="other")
+    assert await reserve("o1", model="other") == Waiting(0)
+
+
+async def test_all_queues_together_are_bounded(wire, node, reserve, settings):
+    settings.QUEUE_TOTAL = 1
+    ScriptedNode(wire, B, model="other")
+    for model in ("m", "other"):
+        await reserve(f"{model}-1", model=model)
+    assert await reserve("m-2") == Waiting(0)
+    assert await reserve("other-2", model="other") == Full(0)
+
+
+async def test_the_bytes_under_way_to_a_node_are_bounded(wire, reserve, board, settings):
+    settings.NODE_BYTES = 5000
+    node = ScriptedNode(wire, A, slots=9)
+    assert await reserve("j1", body=b"x" * 20_000) == Placed(A)  # alone it may be as large as it is
+    assert await reserve("j2", body=b"x") == Waiting(0)
+    await board.release(A, "m", "j1", 1)
+    assert [w.job for w in node.inbox()] == ["j1", "j2"]
+    assert await reserve("j3", body=b"x" * 3000) == Placed(A)
+    assert await reserve("j4", body=b"x" * 3000) == Waiting(0)
+
+
+# -- release -------------------------------------------------------------------------------------------
+
+
+async def test_a_slot_given_back_goes_to_the_next_in_the_same_step(wire, node, reserve, board):
+    open_web(wire, "w1")
+    await reserve("j1")
+    await reserve("j2", reply="w1")
+    node.inbox()
+    assert await board.release(A, "m", "j1", 1)
+    assert node.inbox() == [work("j2", reply="w1")]
+    assert announced(wire, "w1") == [f"j2:1 {work('j2').lease.hex()} {A}"]
+    assert await board.position("j2") is None
+    assert await board.loads() == {f"{A}/m": 1}
+
+
+async def test_a_slot_given_back_twice_is_given_back_once(wire, reserve, board):
+    ScriptedNode(wire, A, slots=1)
+    await reserve("j1")
+    await reserve("j2")
+    assert await board.release(A, "m", "j1", 1)
+    assert not await board.release(A, "m", "j1", 1)
+    assert await board.loads() == {f"{A}/m": 1}
+    assert not await board.release(A, "m", "unknown", 1)
+
+
+async def test_a_job_is_not_placed_where_it_has_failed(wire, node, reserve, board):
+    other = ScriptedNode(wire, B)
+    await reserve("j1", order=(A,))
+    await reserve("j2", order=(B,))
+    await reserve("barred", tried=(A,))
+    await reserve("next")
+    node.inbox(), other.inbox()
+    await board.release(A, "m", "j1", 1)
+    assert [w.job for w in node.inbox()] == ["next"]
+    await board.release(B, "m", "j2", 1)
+    assert [w.job for w in other.inbox()] == ["barred"]
+
+
+async def test_a_waiter_whose_process_is_gone_is_dropped(wire, node, reserve, board):
+    open_web(wire, "w2")
+    await reserve("j1")
+    await reserve("dead", reply="w1")
+    await reserve("alive", reply="w2")
+    node.inbox()
+    await board.release(A, "m", "j1", 1)
+    assert [w.job for w in node.inbox()] == ["alive"]
+    assert await board.position("dead") is None
+    assert await board.depths(["m"]) == (0, {"m": 0})
+
+
+async def test_no_reply_stream_is_made_for_a_process_that_has_closed_it(wire, node, reserve, board):
+    wire.set("gt:web:w1", "1")
+    await reserve("j1")
+    await reserve("j2", reply="w1")
+    await board.release(A, "m", "j1", 1)
+    assert not wire.exists(reply_key("w1"))
+
+
+# -- the rest ------------------------------------------------------------------------------------------
+
+
+async def test_leaving_takes_a_job_off_the_board(wire, node, reserve, board):
+    await reserve("j1")
+    await reserve("j2")
+    assert await board.leave("j2")
+    assert not await board.leave("j2")
+    assert not await board.leave("j1")
+    node.inbox()
+    await board.release(A, "m", "j1", 1)
+    assert node.inbox() == []
+    assert left_over(wire) == []
+
+
+async def test_positions_and_depths(node, reserve, board):
+    await reserve("j0")
+    await reserve("j1")
+    await reserve("j2")
+    assert [await board.position(j) for j in ("j0", "j1", "j2", "nobody")] == [None, 0, 1, None]
+    assert await board.depths(["m", "other"]) == (2, {"m": 2, "other": 0})
+
+
+async def test_what_is_held_can_be_listed(wire, board, reserve):
+    ScriptedNode(wire, A, model="org/model-1", slots=2)
+    await reserve("j1", model="org/model-1", reply="w1")
+    await reserve("j2", attempt=3, model="org/model-1")
+    held = sorted(await board.held(), key=lambda h: h.job)
+    now = int(wire.time()[0])
+    assert all(abs(h.placed_at_ms / 1000 - now) < 60 for h in held)
+    assert held == [
+        Held(A, "org/model-1", "j1", 1, work("j1").lease, "w1", held[0].placed_at_ms),
+        Held(A, "org/model-1", "j2", 3, work("j2", 3).lease, "", held[1].placed_at_ms),
+    ]
+    assert await board.loads() == {f"{A}/org/model-1": 2}
+
+
+async def test_who_has_waited_too_long_is_found(node, reserve, board):
+    await reserve("j0")
+    await reserve("patient")
+    await reserve("hasty", wait_seconds=0.001)
+    overdue: list[str] = []
+    for _ in range(1000):
+        overdue = await board.overdue()
+        if overdue:
+            break
+    assert overdue == ["hasty"]
+
+
+async def test_lowered_capacity_stops_placing_until_it_is_free_again(wire, reserve, board):
+    node = ScriptedNode(wire, A, slots=2)
+    await reserve("j1")
+    await reserve("j2")
+    await reserve("j3")
+    node.inbox()
+    node.publish(slots=1)
+    await board.release(A, "m", "j1", 1)
+    assert node.inbox() == []
+    await board.release(A, "m", "j2", 1)
+    assert [w.job for w in node.inbox()] == ["j3"]
+
+
+async def test_new_capacity_is_offered_to_those_who_wait(wire, node, reserve, board):
+    for n in range(4):
+        await reserve(f"j{n}")
+    node.inbox()
+    node.publish(slots=3)
+    assert await board.fill([f"{A}/m", f"{B}/m"]) == 2
+    assert [w.job for w in node.inbox()] == ["j1", "j2"]
+    node.die()
+    node.publish(slots=9)
+    assert await board.fill([f"{A}/m"]) == 0
+
+
+async def test_a_long_row_of_barred_jobs_does_not_block_the_one_behind(node, reserve, board):
+    await reserve("j0")
+    for n in range(40):
+        await reserve(f"barred-{n:02}", tried=(A,))
+    await reserve("welcome")
+    node.inbox()
+    await board.release(A, "m", "j0", 1)
+    assert [w.job for w in node.inbox()] == ["welcome"]
+
+
+async def test_nothing_is_left_when_everything_is_given_back(wire, node, reserve, board):
+    open_web(wire, "w1")
+    ScriptedNode(wire, B, slots=2)
+    jobs = [f"j{n}" for n in range(8)]
+    for n, job in enumerate(jobs):
+        await reserve(job, tenant=str(n % 3), reply="w1")
+    while held := await board.held():
+        for h in held:
+            await board.release(h.node, h.model, h.job, h.attempt)
+    assert await board.depths(["m"]) == (0, {"m": 0})
+    assert left_over(wire) == []
+
+
+async def test_the_board_works_again_after_redis_has_forgotten_the_script(wire, node, reserve, board):
+    await reserve("j1")
+    wire.script_flush()
+    assert await board.release(A, "m", "j1", 1)
+
+
+async def test_only_places_of_ready_models_on_working_nodes_take_work(wire, node, reserve):
+    node.node.state = "draining"
+    node.publish()
+    assert wire.hgetall(view.SLOTS) == {}
+    assert await reserve() == Waiting(0)

@@ -1,0 +1,255 @@
+"""Answers, failures and retries, with nodes that follow a script."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from jobs import dispatch, interactive
+from jobs.models import Job, JobState
+from tests.jobs.scripted import ScriptedNode, until
+from worker_agent.contract import Cancel, Chunk, Done, Load, ModelState, Outcome
+
+A, B, C, D = (letter * 16 for letter in "abcd")
+
+
+async def attempts(desk, job) -> list[tuple[str | None, str]]:
+    row = await desk.row(job)
+    return [(a.node_id, a.outcome) for a in row.attempts.all()]
+
+
+async def test_a_whole_answer_comes_back_and_is_recorded(desk, wire):
+    node = ScriptedNode(wire)
+    await desk.refresh()
+    asking = desk.ask(stream=False, body=b'{"model":"m"}')
+    work = await node.take()
+    assert (work.path, work.body, work.stream) == ("/v1/chat/completions", b'{"model":"m"}', False)
+    assert await desk.held() == 1
+    node.done(work, body=b'{"choices":[]}')
+    first = await asking.first()
+    assert isinstance(first, Done)
+    assert first.body == b'{"choices":[]}'
+    assert await desk.held() == 0
+    assert desk.dispatcher.jobs == {}
+    row = await desk.row(asking.job)
+    assert (row.state, row.node_id, row.attempt_count) == (JobState.COMPLETED, node.id, 1)
+    assert (row.prompt_tokens, row.completion_tokens, row.http_status) == (3, 7, 200)
+    assert row.created_at <= row.placed_at <= row.finished_at
+    assert "score" in row.why
+    assert await attempts(desk, asking.job) == [(node.id, "done")]
+
+
+async def test_a_stream_comes_back_byte_for_byte(desk, wire):
+    node = ScriptedNode(wire)
+    await desk.refresh()
+    asking = desk.ask()
+    work = await node.take()
+    node.chunk(work, 0, b"data: 1\n\n")
+    first = await asking.first()
+    assert isinstance(first, Chunk)
+    node.reply(*[Chunk(work.job, 1, work.lease, n, b"data: %d\n\n" % n) for n in (1, 2)], to=work)
+    node.done(work, 3, b"data: [DONE]\n\n")
+    data = first.data + b"".join(await asking.rest())
+    assert data == b"data: 1\n\ndata: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
+    assert await desk.held() == 0
+    row = await desk.row(asking.job)
+    assert row.state == JobState.COMPLETED
+    assert row.first_token_at
+
+
+async def test_the_engines_refusal_is_the_callers_mistake_and_not_tried_again(desk, wire):
+    node, other = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    await desk.refresh()
+    asking = desk.ask(stream=False)
+    node.done(await node.take(), body=b'{"error":{}}', status=400)
+    assert (await asking.first()).status == 400
+    assert other.inbox() == []
+    row = await desk.row(asking.job)
+    assert (row.state, row.error_code, row.http_status) == (JobState.FAILED, "rejected_by_engine", 400)
+    assert await desk.held() == 0
+
+
+@pytest.mark.parametrize("outcome", sorted(interactive.RETRYABLE - {"node_lost", "wire_lost"}))
+async def test_before_the_first_byte_another_node_takes_over(desk, wire, outcome):
+    one, two = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    await desk.refresh()
+    asking = desk.ask()
+    work = await one.take()
+    one.fail(work, outcome)
+    again = await two.take()
+    assert (again.job, again.attempt, again.body) == (work.job, 2, work.body)
+    assert again.lease != work.lease
+    two.done(again, body=b"data: [DONE]\n\n")
+    await asking.first()
+    assert await attempts(desk, asking.job) == [(A, outcome), (B, "done")]
+    row = await desk.row(asking.job)
+    assert (row.state, row.attempt_count, row.node_id) == (JobState.COMPLETED, 2, B)
+    assert await desk.held() == 0
+
+
+async def test_the_first_node_can_say_nothing_more_after_another_took_over(desk, wire):
+    one, two = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    await desk.refresh()
+    asking = desk.ask()
+    work = await one.take()
+    one.fail(work, Outcome.ENGINE_DIED)
+    again = await two.take()
+    one.done(work, 1, b"late")
+    two.done(again, body=b"good")
+    assert (await asking.first()).body == b"good"
+    assert desk.dispatcher.mailbox.stale == 1
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ENGINE_DIED, Outcome.STALLED])
+async def test_after_the_first_byte_nothing_is_repeated(desk, wire, outcome):
+    one, two = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    await desk.refresh()
+    asking = desk.ask()
+    work = await one.take()
+    one.chunk(work, 0, b"data: 1\n\n")
+    await asking.first()
+    one.fail(work, outcome, 1, "it broke")
+    with pytest.raises(dispatch.UpstreamFailed, match="it broke"):
+        await asking.rest()
+    assert two.inbox() == []
+    assert await desk.held() == 0
+    row = await desk.row(asking.job)
+    assert (row.state, row.error_code, row.attempt_count) == (JobState.FAILED, "upstream_failed", 1)
+
+
+async def test_three_attempts_are_all_there_are(desk, wire):
+    nodes = {id_: ScriptedNode(wire, id_) for id_ in (A, B, C, D)}
+    await desk.refresh()
+    asking = desk.ask()
+    for id_, outcome in zip((A, B, C), ("engine_died", "engine_error", "engine_busy"), strict=True):
+        nodes[id_].fail(await nodes[id_].take(), Outcome(outcome))
+    with pytest.raises(dispatch.UpstreamFailed):
+        await asking.first()
+    assert nodes[D].inbox() == []
+    row = await desk.row(asking.job)
+    assert (row.state, row.attempt_count) == (JobState.FAILED, 3)
+    assert await desk.held() == 0
+
+
+async def test_when_every_node_has_failed_the_last_reason_is_told(desk, wire):
+    node = ScriptedNode(wire)
+    await desk.refresh()
+    asking = desk.ask()
+    node.fail(await node.take(), Outcome.ENGINE_ERROR, message="out of paper")
+    with pytest.raises(dispatch.UpstreamFailed, match="out of paper"):
+        await asking.first()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        (Outcome.FIRST_TOKEN_TIMEOUT, dispatch.FirstTokenTimeout),
+        (Outcome.STALLED, dispatch.UpstreamFailed),
+        (Outcome.TOTAL_TIMEOUT, dispatch.UpstreamFailed),
+        (Outcome.UNDELIVERABLE, dispatch.UpstreamFailed),
+    ],
+)
+async def test_a_time_out_is_not_tried_again(desk, wire, outcome, error):
+    one, two = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    await desk.refresh()
+    asking = desk.ask()
+    one.fail(await one.take(), outcome)
+    with pytest.raises(error):
+        await asking.first()
+    assert two.inbox() == []
+    assert await desk.held() == 0
+
+
+async def test_a_gap_in_the_answer_ends_it_and_stops_the_node(desk, wire):
+    node = ScriptedNode(wire)
+    await desk.refresh()
+    asking = desk.ask()
+    work = await node.take()
+    node.chunk(work, 0, b"data: 1\n\n")
+    await asking.first()
+    node.chunk(work, 2, b"data: 3\n\n")
+    with pytest.raises(dispatch.UpstreamFailed, match="lost on its way"):
+        await asking.rest()
+    assert await desk.held() == 0
+    assert node.controls() == [Cancel(work.job, 1)]
+    assert await attempts(desk, asking.job) == [(node.id, "sequence_gap")]
+
+
+# -- nowhere to go -------------------------------------------------------------------------------------
+
+
+async def test_a_model_that_nobody_offers_is_not_found(desk, wire):
+    ScriptedNode(wire)
+    await desk.refresh()
+    with pytest.raises(dispatch.NoSuchModel, match="`other` does not exist"):
+        await desk.ask(model="other").first()
+    assert desk.dispatcher.jobs == {}
+
+
+async def test_without_a_live_node_it_is_said_at_once(desk, wire):
+    ScriptedNode(wire).die()
+    await desk.refresh()
+    with pytest.raises(dispatch.NoWorkers):
+        await desk.ask().first()
+
+
+async def test_a_full_queue_is_refused_and_recorded(desk, wire, settings):
+    settings.QUEUE_PER_MODEL = 0
+    node = ScriptedNode(wire)
+    await desk.refresh()
+    asking = desk.ask()
+    work = await node.take()
+    with pytest.raises(dispatch.QueueFull) as caught:
+        await desk.ask().first()
+    assert caught.value.retry_after
+    assert list(desk.dispatcher.jobs) == [work.job]
+    node.done(work)
+    await asking.first()
+    await desk.dispatcher.recorder.flush()
+    rows = {row.error_code: row.state async for row in Job.objects.all()}
+    assert rows == {"": JobState.COMPLETED, "queue_full": JobState.FAILED}
+
+
+async def test_who_waits_is_served_when_a_slot_comes_free(desk, wire):
+    node = ScriptedNode(wire)
+    await desk.refresh()
+    first, second = desk.ask(), desk.ask()
+    work = await node.take()
+    await until(lambda: wire.zcard("gt:board:waiting") == 1)
+    node.done(work)
+    await first.first()
+    following = await node.take()
+    assert following.job == second.job.id
+    node.done(following)
+    await second.first()
+    row = await desk.row(second.job)
+    assert (row.node_id, row.why) == (node.id, "waited for a free slot")
+    assert await desk.held() == 0
+
+
+async def test_a_model_that_can_be_loaded_is_asked_for_once_and_waited_for(desk, wire):
+    node = ScriptedNode(wire, slots=2, state=ModelState.OFFERED)
+    await desk.refresh()
+    askings = [desk.ask(), desk.ask()]
+    await until(lambda: wire.zcard("gt:board:waiting") == 2)
+    await desk.settled()
+    assert node.controls() == [Load("m")]
+    node.publish(state=ModelState.READY)
+    await desk.refresh()
+    for work in await until(node.inbox):
+        node.done(work)
+    await asyncio.gather(*(asking.first() for asking in askings))
+
+
+async def test_redis_away_is_a_broker_unavailable_and_an_end(desk, wire):
+    ScriptedNode(wire)
+    await desk.refresh()
+    wire.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")
+    try:
+        asking = desk.ask()
+        with pytest.raises(dispatch.BrokerUnavailable):
+            await asking.first()
+        assert desk.dispatcher.jobs == {}
+    finally:
+        wire.execute_command("ACL", "SETUSER", "default", "+@all")

@@ -1,0 +1,118 @@
+"""Rows follow what happened in memory, also after the ledger was away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connection
+
+from jobs.interactive import InteractiveJob, new_job_id
+from jobs.lifecycle import Move
+from jobs.models import Attempt, Job, JobState
+from jobs.recorder import Recorder
+from tests.jobs.desk import request
+
+
+def job() -> InteractiveJob:
+    made = InteractiveJob(new_job_id(), request(), 100)
+    made.claim()
+    return made
+
+
+@pytest.fixture
+async def recorder(ledger) -> AsyncIterator[Recorder]:
+    recorder = Recorder()
+    yield recorder
+    await recorder.stop()
+
+
+@sync_to_async
+def rename(table: str, to: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} RENAME TO {to}")
+    connection.close()
+
+
+@pytest.fixture
+async def no_ledger(recorder) -> AsyncIterator[None]:
+    """The table of attempts is away: a real failure of the database, in the second of two statements."""
+    await rename("jobs_attempt", "jobs_attempt_away")
+    yield
+    if "jobs_attempt_away" in await sync_to_async(lambda: connection.introspection.table_names())():
+        await rename("jobs_attempt_away", "jobs_attempt")
+
+
+async def state(of: InteractiveJob) -> str | None:
+    row = await Job.objects.filter(pk=of.id).afirst()
+    return row.state if row else None
+
+
+async def test_what_was_noted_is_written_with_its_attempts(recorder):
+    jobs = [job() for _ in range(3)]
+    for each in jobs:
+        recorder.note(each)
+    assert recorder.behind == 3
+    await recorder.flush()
+    assert recorder.behind == 0
+    assert await Job.objects.acount() == await Attempt.objects.acount() == 3
+
+
+async def test_the_newest_state_is_the_one_that_stays(recorder):
+    this = job()
+    recorder.note(this)
+    await recorder.flush()
+    this.on_placed("n1", 1)
+    recorder.note(this)
+    this.move(Move.COMPLETE)
+    recorder.note(this)
+    assert recorder.behind == 1
+    await recorder.flush()
+    assert await state(this) == JobState.COMPLETED
+
+
+async def test_while_the_ledger_is_away_nothing_is_lost_and_nothing_half_written(recorder, no_ledger):
+    first, second = job(), job()
+    recorder.note(first)
+    recorder.note(second)
+    await recorder.flush()
+    assert (recorder.behind, recorder.dropped) == (2, 0)
+    assert await Job.objects.acount() == 0
+    second.move(Move.CANCEL)  # it changes meanwhile
+    recorder.note(second)
+    await rename("jobs_attempt_away", "jobs_attempt")
+    await recorder.flush()
+    assert recorder.behind == 0
+    assert (await state(first), await state(second)) == (JobState.PENDING, JobState.CANCELLED)
+
+
+async def test_it_tries_again_by_itself(recorder, no_ledger, settings):
+    settings.RECORD_SECONDS = 0.01
+    this = job()
+    recorder.note(this)
+    recorder.start()
+    await asyncio.sleep(0.05)
+    assert recorder.behind == 1
+    await rename("jobs_attempt_away", "jobs_attempt")
+    async with asyncio.timeout(10):
+        while await state(this) is None:  # noqa: ASYNC110 - another thread writes it
+            await asyncio.sleep(0.01)
+    assert recorder.behind == 0
+
+
+async def test_what_is_left_is_written_when_it_stops(ledger):
+    recorder, this = Recorder(), job()
+    recorder.start()
+    recorder.note(this)
+    await recorder.stop()
+    assert await state(this) == JobState.PENDING
+
+
+async def test_more_than_one_batch(recorder):
+    for _ in range(1500):
+        recorder.note(job())
+    await recorder.flush()
+    assert recorder.behind == 0
+    assert await Job.objects.acount() == 1500

@@ -1,0 +1,124 @@
+"""What django-rq carries: JSON on both sides, and nothing that could run other people's code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import zlib
+
+import django_rq
+import pytest
+from django.core.management import call_command
+
+from jobs import asynchronous, tasks
+from jobs.models import Job, JobState
+from nodes.models import Node, NodeState
+from tests.jobs.desk import request
+from tests.nodes.agents import enrol, model
+from worker_agent.contract import inbox_key, lease_key
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Bomb:
+    """What somebody who can write to a queue would like a worker to unpickle."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.fixture
+def node(wire) -> Node:
+    node, _ = enrol(models=[model()])
+    wire.set(lease_key(node.pk), "1")
+    return node
+
+
+def stored(wire, queue: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries of a queue as they lie in Redis."""
+    ids = wire.lrange(f"rq:queue:{queue}", 0, -1)
+    return [(id_, wire.hgetall(b"rq:job:" + id_)) for id_ in ids]
+
+
+def worker() -> None:
+    """Serve the queues until they are empty, and give the signals back to the test runner."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        call_command("jobworker", "--burst")
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_what_lies_in_the_queue_is_json_and_holds_an_id_only(wire):
+    job = asynchronous.submit(request(stream=False, body=b'{"prompt":"top secret"}'))
+    ((_, fields),) = stored(wire, "routing")
+    name, _, arguments, keywords = json.loads(zlib.decompress(fields[b"data"]))
+    assert (name, arguments, keywords) == ("jobs.tasks.route", [job.id], {})
+    everything = b"".join(wire.dump(key) for key in wire.keys("rq:*"))
+    assert b"top secret" not in everything
+
+
+def test_the_worker_routes_what_was_submitted(wire, node):
+    job = asynchronous.submit(request(stream=False))
+    worker()
+    assert Job.objects.get().attempts.get().node == node
+    assert wire.xlen(inbox_key(node.pk)) == 1
+    assert Job.objects.get(pk=job.pk).state == JobState.RUNNING
+    assert stored(wire, "routing") == []
+
+
+def test_a_task_that_runs_twice_places_once(wire, node):
+    job = asynchronous.submit(request(stream=False))
+    tasks.enqueue_routing(job.id)
+    worker()
+    assert wire.xlen(inbox_key(node.pk)) == 1
+
+
+def test_what_cannot_be_placed_now_is_kept_for_later(wire, node):
+    wire.delete(lease_key(node.pk))
+    asynchronous.submit(request(stream=False))
+    worker()
+    assert Job.objects.get().state == JobState.PENDING
+    assert wire.zcard("rq:scheduled:routing") == 1
+
+
+@pytest.mark.parametrize("kind", ["code", "task"])
+def test_a_pickle_in_the_queue_is_not_opened(wire, tmp_path, kind):
+    target = str(tmp_path / "made")
+    bomb: object = Bomb(target) if kind == "code" else ("os.mkdir", None, [target], {})
+    packed = pickle.dumps(bomb)
+    tasks.enqueue_routing("f" * 32)
+    ((id_, _),) = stored(wire, "routing")
+    wire.hset(b"rq:job:" + id_, "data", zlib.compress(packed))
+    worker()
+    assert not os.path.exists(target)
+    assert stored(wire, "routing") == []
+    pickle.loads(packed)
+    assert os.path.exists(target) is (kind == "code")  # it was a live one
+
+
+def test_a_sweep_marks_silent_nodes_and_piles_up_no_more_than_a_few(wire, node):
+    Node.objects.update(last_beat_at="2000-01-01T00:00:00Z")
+    wire.delete(lease_key(node.pk))
+    for _ in range(20):
+        tasks.enqueue_sweep()
+    assert django_rq.get_queue("maintenance").count == 5
+    worker()
+    assert Node.objects.get().state == NodeState.UNHEALTHY
+
+
+def test_redis_away_leaves_the_job_to_the_sweep(wire):
+    wire.execute_command("ACL", "SETUSER", "default", "-lpush", "-rpush", "-sadd", "-hset")
+    try:
+        job = asynchronous.submit(request(stream=False))
+    finally:
+        wire.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert Job.objects.get(pk=job.pk).state == JobState.PENDING
+    assert stored(wire, "routing") == []
