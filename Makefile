@@ -4,13 +4,13 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm lint format bench-batching engine lock lock-engine clean distclean
+.PHONY: help demo smoke up test test-vllm lint format bench-batching bench-recovery engine lock lock-engine clean distclean
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
 ARGS ?=
 # Where the database matters.
-POSTGRES_TESTS ?= tests/api tests/jobs tests/nodes tests/journeys
+POSTGRES_TESTS ?= tests/api tests/jobs tests/nodes tests/journeys/test_asynchronous_jobs.py tests/journeys/test_nodes.py
 
 # One recipe makes .venv; which lock it is made from decides what is in it. What developers need contains what
 # the server needs, so the larger environment serves for both.
@@ -64,6 +64,10 @@ bench-batching: ## tokens/s through the agent against vLLM alone
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
 	@exec $(PY) -m benchmarks.batching $(ARGS)
+
+bench-recovery: ## how long until all is well again, fault by fault (minutes)
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.recovery $(ARGS)
 
 lock: ## pin our packages anew
 	$(DEV_ENV)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.journeys.cluster import Cluster
+from tests.postgres import new_database
 
 
 @pytest.fixture(scope="module")
@@ -26,5 +27,6 @@ def bare(tmp_path) -> Iterator[Cluster]:
 
 
 def journey_database() -> str:
-    """SQLite of the cluster's own, or the PostgreSQL that JOURNEY_DATABASE_URL points at."""
-    return os.environ.get("JOURNEY_DATABASE_URL", "")
+    """SQLite of the cluster's own, or a new database on the PostgreSQL that JOURNEY_DATABASE_URL reaches."""
+    url = os.environ.get("JOURNEY_DATABASE_URL", "")
+    return new_database(url) if url else ""
