@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class TryAgainLater(Exception):
-    """Nothing can be decided now; the queue runs the task again after a growing pause."""
+    """Nothing can be decided now; the sweep queues the job again."""
 
 
 def submit(request: Request) -> Job:
@@ -51,7 +51,7 @@ def submit(request: Request) -> Job:
     # After the commit, or a fast worker would look for a row that is not there yet. When Redis is away the
     # job is safe in the ledger, and the sweep queues it.
     try:
-        transaction.on_commit(lambda: tasks.enqueue_routing(job.id))
+        transaction.on_commit(lambda: tasks.enqueue_routing(job.id, 0))
     except redis.RedisError as e:
         log.warning("redis unavailable error=%s job=%s waits for the sweep", type(e).__name__, job.id)
     return job
@@ -254,7 +254,9 @@ def requeue(job: Job) -> bool:
 
     if not move(job, Move.REQUEUE, node=None):
         return False
-    transaction.on_commit(lambda: tasks.enqueue_routing(job.id, delay_seconds=0.5 * 2**job.attempt_count))
+    transaction.on_commit(
+        lambda: tasks.enqueue_routing(job.id, job.attempt_count, 0.5 * 2**job.attempt_count)
+    )
     return True
 
 
@@ -360,7 +362,7 @@ def _queue_again(job_id: str) -> None:
     if job.attempt_count >= settings.ATTEMPTS and not job.attempts.filter(claimed_at__gt=just_now).exists():
         _fail(job, "upstream_failed", "every attempt was lost on its way to a node")
         return
-    tasks.enqueue_routing(job_id)
+    tasks.enqueue_routing(job_id, job.attempt_count)
 
 
 def _expire() -> int:

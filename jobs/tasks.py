@@ -12,28 +12,41 @@ import logging
 import django_rq
 from asgiref.sync import async_to_sync
 from rq import Retry
+from rq.job import JobStatus
 
 from jobs import asynchronous
 from nodes import registry, samples
 
 log = logging.getLogger(__name__)
 
-_RETRY_SECONDS = [1, 2, 4, 8, 15, 30, 60, 60, 60, 60]
+_RETRY_SECONDS = [1, 2, 4, 8, 15, 30]
+_UNDER_WAY = {JobStatus.QUEUED, JobStatus.SCHEDULED, JobStatus.STARTED, JobStatus.DEFERRED}
 
 
-def enqueue_routing(job_id: str, delay_seconds: float = 0.0) -> None:
-    """Queue a job for routing. Raises `redis.RedisError`."""
+def enqueue_routing(job_id: str, attempts: int, delay_seconds: float = 0.0) -> None:
+    """Queue a job, which has had so many attempts, for the next. Raises `redis.RedisError`.
+
+    One task for each attempt: asked for again while it is under way, nothing happens.
+    """
     queue = django_rq.get_queue("routing")
-    retry = Retry(max=len(_RETRY_SECONDS), interval=_RETRY_SECONDS)
+    name = f"route-{job_id}-{attempts}"
+    known = queue.fetch_job(name)
+    if known is not None and known.get_status() in _UNDER_WAY:
+        return
+    # Retries are for what breaks (Redis or the database is away), with growing pauses.
+    how = {"job_id": name, "retry": Retry(max=len(_RETRY_SECONDS), interval=_RETRY_SECONDS), "result_ttl": 60}
     if delay_seconds:
-        queue.enqueue_in(datetime.timedelta(seconds=delay_seconds), route, job_id, retry=retry, result_ttl=60)
+        queue.enqueue_in(datetime.timedelta(seconds=delay_seconds), route, job_id, **how)
     else:
-        queue.enqueue(route, job_id, retry=retry, result_ttl=60)
+        queue.enqueue(route, job_id, **how)
 
 
 def route(job_id: str) -> str:
-    """Place one asynchronous job. Raises to be run again later."""
-    return async_to_sync(asynchronous.route)(job_id)
+    """Place one asynchronous job. What cannot be placed now is queued again by the sweep."""
+    try:
+        return async_to_sync(asynchronous.route)(job_id)
+    except asynchronous.TryAgainLater as e:
+        return f"later: {e}"
 
 
 def enqueue_sweep() -> None:

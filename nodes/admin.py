@@ -12,7 +12,9 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import format_html
 
 from nodes import registry
 from nodes.models import EnrolmentToken, Gpu, Node, NodeEvent, NodeModel, NodeSample
@@ -93,6 +95,12 @@ class NodeAdmin(ReadOnly):
     inlines = [GpuInline, NodeModelInline, NodeEventInline]
     actions = ["approve", "drain", "resume", "revoke"]
     list_per_page = 50
+    readonly_fields = ["figures"]
+
+    @admin.display(description="figures over time")
+    def figures(self, node: Node) -> str:
+        link = reverse("admin:nodes_nodesample_changelist") + f"?node__id__exact={node.pk}"
+        return format_html('<a href="{}">{} samples</a>', link, node.samples.count())
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Whoever may change nodes may steer them, though nobody edits their rows."""

@@ -76,17 +76,28 @@ def test_the_worker_routes_what_was_submitted(wire, node):
 
 def test_a_task_that_runs_twice_places_once(wire, node):
     job = asynchronous.submit(request(stream=False))
-    tasks.enqueue_routing(job.id)
+    worker()
+    tasks.enqueue_routing(job.id, 0)
     worker()
     assert wire.xlen(inbox_key(node.pk)) == 1
 
 
-def test_what_cannot_be_placed_now_is_kept_for_later(wire, node):
+def test_a_job_has_one_task_in_the_queue_however_often_it_is_queued(wire, node):
+    job = asynchronous.submit(request(stream=False))
+    tasks.enqueue_routing(job.id, 0)
+    assert len(stored(wire, "routing")) == 1
+
+
+def test_what_cannot_be_placed_now_is_left_to_the_sweep(wire, node, settings):
     wire.delete(lease_key(node.pk))
-    asynchronous.submit(request(stream=False))
+    settings.SWEEP_SECONDS = 0
+    job = asynchronous.submit(request(stream=False))
     worker()
     assert Job.objects.get().state == JobState.PENDING
-    assert wire.zcard("rq:scheduled:routing") == 1
+    wire.set(lease_key(node.pk), "1")
+    tasks.sweep()
+    worker()
+    assert Job.objects.get(pk=job.pk).state == JobState.RUNNING
 
 
 @pytest.mark.parametrize("kind", ["code", "task"])
@@ -94,7 +105,7 @@ def test_a_pickle_in_the_queue_is_not_opened(wire, tmp_path, kind):
     target = str(tmp_path / "made")
     bomb: object = Bomb(target) if kind == "code" else ("os.mkdir", None, [target], {})
     packed = pickle.dumps(bomb)
-    tasks.enqueue_routing("f" * 32)
+    tasks.enqueue_routing("f" * 32, 0)
     ((id_, _),) = stored(wire, "routing")
     wire.hset(b"rq:job:" + id_, "data", zlib.compress(packed))
     worker()
