@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.journeys.cluster import ROOT, Cluster
+from tests.journeys.cluster import FAST, ROOT, Cluster
 
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT = "Tell a story about a lighthouse keeper and number {i}."
@@ -74,8 +74,8 @@ def main() -> int:
     parser.add_argument("--engine-python", default=str(ROOT / ".venv-engine/bin/python"))
     parser.add_argument("--model-folder", default=str(ROOT / ".cache/models" / MODEL))
     chosen = parser.parse_args()
-    patience = {"GPUTORRENT_STALL_SECONDS": "60", "GPUTORRENT_FIRST_TOKEN_SECONDS": "120"}
-    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), **patience) as cluster:
+    defaults = dict.fromkeys(FAST, "")
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), **defaults) as cluster:
         print(f"loading {MODEL} in vLLM ...", flush=True)
         cluster.real_agent("one", f"{MODEL}={chosen.model_folder}", chosen.engine_python)
         engine = f"http://127.0.0.1:{cluster.engine_port('one')}"

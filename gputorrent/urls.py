@@ -3,10 +3,21 @@
 from typing import Any
 
 from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+admin.site.site_header = admin.site.site_title = "GPU Torrent"
+admin.site.index_title = "Cluster"
+
+
+def no_icon(request: HttpRequest) -> HttpResponse:
+    """Browsers ask for an icon by themselves; a 404 would stand in every console."""
+    return HttpResponse(status=204)
+
+
 urlpatterns = [
+    path("favicon.ico", no_icon),
     path("", include("api.urls")),
     path("", include("nodes.urls")),
     path("", include("jobs.urls")),

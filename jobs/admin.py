@@ -24,19 +24,19 @@ class AttemptInline(admin.TabularInline):
 @admin.register(Job)
 class JobAdmin(ReadOnly):
     list_display = [
-        "id",
+        "short_id",
+        "created_at",
         "state",
+        "error_code",
         "model",
         "node",
-        "key",
         "kind",
         "attempt_count",
         "prompt_tokens",
         "completion_tokens",
         "first_token_ms",
         "total_ms",
-        "error_code",
-        "created_at",
+        "key",
     ]
     list_filter = ["state", "asynchronous", "stream", "model", "node", "error_code"]
     search_fields = ["id__startswith", "model__startswith", "error_code"]
@@ -49,6 +49,10 @@ class JobAdmin(ReadOnly):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
         return super().get_queryset(request).defer("request", "result")
+
+    @admin.display(description="id", ordering="id")
+    def short_id(self, job: Job) -> str:
+        return f"{job.id[:8]}…{job.id[-6:]}"
 
     @admin.display(description="kind")
     def kind(self, job: Job) -> str:

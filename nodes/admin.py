@@ -51,7 +51,12 @@ class _Inline(admin.TabularInline):
 
 class GpuInline(_Inline):
     model = Gpu
-    fields = ["index", "name", "vram_total", "vram_free", "utilisation", "temperature_c", "driver"]
+    fields = ["index", "name", "vram", "utilisation", "temperature_c", "power_w", "driver"]
+    readonly_fields = ["vram"]
+
+    @admin.display(description="VRAM free / total")
+    def vram(self, gpu: Gpu) -> str:
+        return f"{filesizeformat(gpu.vram_free)} / {filesizeformat(gpu.vram_total)}"
 
 
 class NodeModelInline(_Inline):
@@ -95,7 +100,56 @@ class NodeAdmin(ReadOnly):
     inlines = [GpuInline, NodeModelInline, NodeEventInline]
     actions = ["approve", "drain", "resume", "revoke"]
     list_per_page = 50
-    readonly_fields = ["figures"]
+    fieldsets = [
+        (
+            None,
+            {
+                "fields": [
+                    "name",
+                    "state",
+                    "state_reason",
+                    "drain_wanted",
+                    "last_beat_at",
+                    "in_flight",
+                    "figures",
+                ]
+            },
+        ),
+        (
+            "Host",
+            {
+                "fields": [
+                    "hostname",
+                    "os",
+                    "arch",
+                    "cpu",
+                    "cpu_count",
+                    "cpu_usage",
+                    "ram",
+                    "disk",
+                    "memory",
+                    "labels",
+                ]
+            },
+        ),
+        (
+            "Identity",
+            {"fields": ["id", "incarnation", "agent_version", "token", "enrolled_at", "registered_at"]},
+        ),
+    ]
+    readonly_fields = ["figures", "ram", "disk", "memory"]
+
+    @admin.display(description="RAM free / total")
+    def ram(self, node: Node) -> str:
+        return f"{filesizeformat(node.ram_free)} / {filesizeformat(node.ram_total)}"
+
+    @admin.display(description="disk free")
+    def disk(self, node: Node) -> str:
+        return filesizeformat(node.disk_free)
+
+    @admin.display(description="engines' memory / budget")
+    def memory(self, node: Node) -> str:
+        return f"{filesizeformat(node.memory_used)} / {filesizeformat(node.memory_budget)}"
 
     @admin.display(description="figures over time")
     def figures(self, node: Node) -> str:
