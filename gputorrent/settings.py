@@ -237,7 +237,7 @@ NODE_BYTES = int(_number("GPUTORRENT_NODE_BYTES", 256 * 1024 * 1024, 1024))
 """Bodies that may be under way to one node at a time."""
 STREAM_BUFFER_BYTES = int(_number("GPUTORRENT_STREAM_BUFFER_BYTES", 8 * 1024 * 1024, 1024))
 """What a client that reads slowly may have waiting for it before its job is ended."""
-LOAD_SECONDS = _number("GPUTORRENT_LOAD_SECONDS", 900, 0.1)
+LOAD_SECONDS = _number("GPUTORRENT_LOAD_WAIT_SECONDS", 900, 0.1)
 """How long a request may wait for a model that is being loaded."""
 KEEPALIVE_SECONDS = _number("GPUTORRENT_KEEPALIVE_SECONDS", 10, 0.05)
 """How often a stream that waits is sent a comment, so that nobody on the way takes it for dead."""

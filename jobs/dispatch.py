@@ -369,6 +369,8 @@ class Dispatcher:
         if outcome not in interactive.RETRYABLE or job.attempt >= settings.ATTEMPTS:
             raise UpstreamFailed(_in_words(event))
         log.info("job=%s attempt=%d node=%s outcome=%s: trying again", job.id, job.attempt, job.node, outcome)
+        if outcome == Outcome.MODEL_NOT_READY:
+            await asyncio.sleep(2 * settings.SNAPSHOT_SECONDS)  # until the snapshot knows, too
         like = sum(1 for t in job.tries if t.outcome == outcome)
         if like > 1:
             await asyncio.sleep(random.uniform(0.5, 1.0) * 0.1 * 2**like)  # noqa: S311 - jitter

@@ -145,8 +145,9 @@ class InteractiveJob:
 
     @property
     def tried(self) -> set[str]:
-        """Nodes where an attempt has failed. What the wire lost says nothing against its node."""
-        return {t.node for t in self.tries if t.node and t.outcome != WIRE_LOST}
+        """Nodes where an attempt has failed. What the wire lost says nothing against its node, nor does work
+        that came just as its model was unloaded."""
+        return {t.node for t in self.tries if t.node and t.outcome not in _NO_FAULT}
 
     def attempt_over(self, outcome: str, reason: str = "") -> None:
         """Note how the live attempt ended, once."""
@@ -295,6 +296,8 @@ def _at(seconds: float) -> datetime.datetime:
 def _moment(seconds: float) -> datetime.datetime | None:
     return _at(seconds) if seconds else None
 
+
+_NO_FAULT: Final = frozenset({WIRE_LOST, Outcome.MODEL_NOT_READY})
 
 RETRYABLE: Final = frozenset(
     {

@@ -53,6 +53,9 @@ def knobs() -> argparse.ArgumentParser:
     knob("--error-status", int, 0, "answer every completion with this status")
     switch("--ignore-abort", "go on with a request whose caller has left")
     switch("--busy", "answer every completion with 503")
+    knob("--for-model", str, "", "the other knobs are for this model only")
+    switch("--ignore-request-id", "make response ids of our own, as other servers do")
+    switch("--sleep-mode", "offer /sleep and /wake_up, as vLLM does with --enable-sleep-mode in its dev mode")
     switch("--children", "start a child and a grandchild that ignore SIGTERM, as a real engine has workers")
     switch("--stream-error", "end a stream after its first token with an error event")
     switch("--cut-stream", "end a stream after its first token with nothing")
@@ -243,6 +246,9 @@ class Engine:
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.aborted = self.total = self.tokens = 0
+        self.ballast = bytearray()
+        self.asleep: set[str] = set()
+        self.unread = False
         self._news = asyncio.Event()
 
     def add(self, request: Request) -> None:
@@ -297,6 +303,18 @@ class Engine:
                 self.running.remove(request)
                 request.door.ended(request)
         return stepped
+
+    def sleep_mode(self, path: str, url: str) -> dict[str, Any]:
+        """Level 2 is awake only once its weights were read again, between the two parts of waking."""
+        if path == "/sleep":
+            self.asleep = {"kv_cache", "weights"} if "level=2" in url else {"all"}
+            self.ballast.clear()
+        elif path == "/wake_up":
+            self.asleep -= {url.rpartition("tags=")[2]} if "tags=" in url else self.asleep
+            self.unread = "tags=weights" in url or self.unread
+        elif path == "/collective_rpc":
+            self.unread = False
+        return {"is_sleeping": bool(self.asleep)}
 
     def stats(self) -> dict[str, Any]:
         return {
@@ -379,6 +397,8 @@ class Door(asyncio.Protocol):
             self.answer(200, {"object": "list", "data": [{**card, "max_model_len": args.max_model_len}]})
         elif path == "/metrics":
             self.answer(200, self.engine.metrics().encode(), b"text/plain; version=0.0.4; charset=utf-8")
+        elif args.sleep_mode and path in {"/is_sleeping", "/sleep", "/wake_up", "/collective_rpc"}:
+            self.answer(200, self.engine.sleep_mode(path, self.url.decode()))
         elif path == "/fake/stats":
             self.answer(200, self.engine.stats())
         else:
@@ -396,6 +416,8 @@ class Door(asyncio.Protocol):
 
     def _complete(self, path: str, body: bytes) -> None:
         args = self.engine.args
+        if self.engine.asleep or self.engine.unread:
+            raise Refusal(500, "the engine sleeps", "InternalServerError")
         warm_up = self.engine.total == 0  # the first request proves that the engine works: knobs spare it
         if args.busy and not warm_up:
             raise Refusal(503, "the engine is full", "ServiceUnavailableError")
@@ -404,7 +426,8 @@ class Door(asyncio.Protocol):
         parsed = self._parse(body)
         if not 0 <= (parsed.get("temperature") or 0) <= 100:
             raise Refusal(400, "temperature must be non-negative", param="temperature")
-        request_id = self.headers.get(b"x-request-id", b"").decode() or uuid.uuid4().hex
+        told = b"" if args.ignore_request_id else self.headers.get(b"x-request-id", b"")
+        request_id = told.decode() or uuid.uuid4().hex
         self.request = Request(self.engine, self, parsed, "chat" in path, request_id)
         self.engine.add(self.request)
 
@@ -472,6 +495,7 @@ async def serve(args: argparse.Namespace) -> None:
         print("RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
         sys.exit(1)
     engine = Engine(args)
+    engine.ballast = bytearray(os.urandom(1 << 20) * args.memory_mb)
     stepping = asyncio.create_task(engine.run())
     server = await loop.create_server(lambda: Door(engine), args.host, args.port, backlog=1024)
     print("INFO:     Application startup complete.", flush=True)
@@ -499,7 +523,8 @@ def main() -> None:
     parser.add_argument("--max-num-seqs", type=int, default=256)
     args, _unknown = parser.parse_known_args(argv)
     args.served_model_name = args.served_model_name or args.model
-    ballast = bytearray(os.urandom(1 << 20) * args.memory_mb)
+    if args.for_model and args.for_model != args.served_model_name:
+        vars(args).update(vars(knobs().parse_args([])))
     if args.children:
         subprocess.Popen([sys.executable, __file__, "--worker", "2"])
     try:
@@ -508,7 +533,6 @@ def main() -> None:
         asyncio.run(serve(args))
     else:
         uvloop.run(serve(args))
-    del ballast
 
 
 if __name__ == "__main__":

@@ -7,19 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import os
 import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from worker_agent import hardware, log, preflight
+from worker_agent import hardware, log, preflight, quiet
 from worker_agent.attempts import Attempts
-from worker_agent.contract import BeatReply, Cancel, Control, Drain, Heartbeat, Outcome, Registered, Resume
+from worker_agent.contract import (
+    BeatReply,
+    Cancel,
+    Control,
+    Drain,
+    Heartbeat,
+    Load,
+    Outcome,
+    Pin,
+    Registered,
+    Resume,
+    Unload,
+)
 from worker_agent.coordinator import Coordinator
-from worker_agent.engine import Engines
+from worker_agent.engines import Engines
 from worker_agent.errors import AgentError
+from worker_agent.gauge import Gauge
 from worker_agent.identity import Identity, take
+from worker_agent.launch import gpus_used
 from worker_agent.mailbox import Mailbox
 from worker_agent.reports import Reports
 from worker_agent.session import Session
@@ -29,6 +44,7 @@ _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FLUSH_SECONDS = 5.0
+_CLOCK_SECONDS = 20.0
 
 
 class _Stopped(Exception):
@@ -42,12 +58,15 @@ class Agent:
         self.settings = settings
         self._gpus = gpus
         self._told_to_stop, self._hurry = asyncio.Event(), asyncio.Event()
-        self._stopping = False
+        self._drains: dict[str, str] = {}  # who wants no new work here -> the reason told
         self._reason = "stopped"
+        self._gauge = Gauge(gpus, gpus_used(settings.engine_args), settings.vram_reserve)
         self.coordinator = Coordinator(settings.coordinator)
         self.session = Session(settings, identity, gpus, self.coordinator)
         self.engines = Engines(
-            *(settings, identity.folder), has_gpu=len(gpus) > 0, on_change=self.session.beat_now
+            *(settings, identity.folder, self._gauge),
+            on_change=self.session.beat_now,
+            on_lost=lambda model, why: self.attempts.lose(model, why),
         )
         self.reports = Reports(
             self.coordinator,
@@ -58,6 +77,7 @@ class Agent:
             ready=self.engines.ready,
             send=lambda web, reply: self.mailbox.send(web, reply),
             report=self.reports.put,
+            on_idle=self._idle,
         )
         self.mailbox = Mailbox(
             on_work=self.attempts.take,
@@ -87,6 +107,7 @@ class Agent:
                 tasks.create_task(self._run_engines(), name="engines")
                 tasks.create_task(self.mailbox.run(), name="mailbox")
                 tasks.create_task(self._beat(), name="beats")
+                tasks.create_task(self._keep_quiet_hours(), name="quiet hours")
                 tasks.create_task(self._stop_when_told(), name="stop")
         except* _Stopped:
             pass
@@ -130,12 +151,16 @@ class Agent:
             disk_free=hardware.disk_free(self.settings.state_dir),
             cpu_usage=hardware.cpu_usage(),
             attempts=self.attempts.keys(),
+            memory_budget=self._gauge.budget,
+            memory_used=self.engines.memory_used,
+            draining_reason=", ".join(self._drains.values()),
             redis_connected=self.mailbox.connected,
             redis_denied=self.mailbox.denied,
         )
 
     async def _apply(self, reply: BeatReply) -> None:
-        self._drain(reply.draining)
+        self._drain("operator", "drained by the operator" if reply.draining else None)
+        self.engines.pin_only(reply.pinned)
         if reply.redis is not None:
             await self.mailbox.use(reply.redis)
 
@@ -143,18 +168,56 @@ class Agent:
         match message:
             case Cancel(job, attempt):
                 self.attempts.cancel(job, attempt)
-            case Drain() | Resume():
-                self._drain(isinstance(message, Drain))
-                self.session.beat_now()
-            case _:  # models are loaded at the start and kept
-                log.event(_logger, logging.INFO, "not done by this agent", message=type(message).__name__)
+            case Drain():
+                self._drain("operator", "drained by the operator")
+            case Resume():
+                self._drain("operator", None)
+            case Load(model):
+                self.engines.load(model)
+            case Unload(model):
+                self.engines.unload(model)
+            case Pin(model, pinned):
+                self.engines.pin(model, pinned)
 
-    def _drain(self, wanted: bool) -> None:
-        draining = wanted or self._stopping
-        if draining != self.attempts.draining:
-            self.attempts.draining = draining
-            words = "draining: no new work" if draining else "taking work again"
-            log.event(_logger, logging.INFO, words, running=len(self.attempts))
+    # -- draining --------------------------------------------------------------------------------------
+    def _drain(self, who: str, reason: str | None) -> None:
+        """`who` wants no new work here for this reason, or (None) does not mind any more."""
+        if self._drains.get(who) == reason:
+            return
+        if reason is None:
+            del self._drains[who]
+        else:
+            self._drains[who] = reason
+        self.attempts.draining = bool(self._drains)
+        words = "draining: no new work" if self._drains else "taking work again"
+        why = ", ".join(self._drains.values()) or None
+        log.event(_logger, logging.INFO, words, why=why, running=len(self.attempts))
+        self.session.beat_now()
+        if self._drains and not self.attempts:
+            self._drained()
+
+    def _idle(self) -> None:
+        """A model has no work left."""
+        self.engines.work_ended()
+        if self._drains and not self.attempts:
+            self._drained()
+
+    def _drained(self) -> None:
+        log.event(_logger, logging.INFO, "drained: nothing runs")
+        self.session.beat_now()
+
+    async def _keep_quiet_hours(self) -> None:
+        """While the owner keeps the machine: no new work, what runs may end, all memory is given back."""
+        spans = self.settings.quiet_hours
+        while spans:
+            # The clock of the wall, looked at often: it may be set, or the host may have slept.
+            now = datetime.datetime.now()
+            end = quiet.until(spans, now)
+            self._drain("quiet hours", f"quiet hours until {end:%H:%M}" if end else None)
+            self.engines.rest(end is not None)
+            change = quiet.next_change(spans, now)
+            seconds = (change - now).total_seconds() if change else _CLOCK_SECONDS
+            await asyncio.sleep(min(max(0.1, seconds), _CLOCK_SECONDS))
 
     # -- stopping --------------------------------------------------------------------------------------
     def _signalled(self) -> None:
@@ -177,9 +240,7 @@ class Agent:
 
     async def _stop_when_told(self) -> None:
         await self._told_to_stop.wait()
-        self._stopping = True
-        self._drain(True)
-        self.session.beat_now()
+        self._drain("stopping", "stopping")
         running, grace = len(self.attempts), self.settings.grace_seconds
         log.event(_logger, logging.INFO, "stopping", running=running, grace_seconds=grace)
         await self._or_hurry(self.attempts.idle(), grace)
@@ -222,7 +283,13 @@ async def serve(settings: Settings) -> None:
     gpus = hardware.Gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if len(gpus) == 0:
         log.event(_logger, logging.INFO, "no NVIDIA GPU found: joining as a CPU node")
-    log.event(_logger, logging.INFO, "engine found", python=settings.engine_python, vllm=version or None)
+    elif len(gpus) > (used := gpus_used(settings.engine_args)):
+        log.event(
+            *(_logger, logging.WARNING, "not all GPUs are used by this agent"), gpus=len(gpus), used=used,
+            remedy="--engine-args '--tensor-parallel-size N', or an agent for each by CUDA_VISIBLE_DEVICES",
+        )  # fmt: skip
+    if version is not None:
+        log.event(_logger, logging.INFO, "engine found", python=settings.engine_python, vllm=version or None)
     with contextlib.ExitStack() as held:
         held.callback(identity.release)
         held.callback(gpus.close)

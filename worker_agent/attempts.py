@@ -10,7 +10,7 @@ from collections.abc import Callable
 from worker_agent import log
 from worker_agent.completion import Completion, Emit, refused
 from worker_agent.contract import Done, Failed, Outcome, Reply, Work
-from worker_agent.engine import Engine
+from worker_agent.serving import Server
 
 _logger = logging.getLogger(__name__)
 
@@ -22,17 +22,18 @@ class Attempts:
     """Begins work at once, as much as comes: the coordinator keeps to each model's slots.
 
     `ready` finds the engine of a model, `send` takes replies to web processes, `report` the word on
-    asynchronous work (None: it has started).
+    asynchronous work (None: it has started); `on_idle` is called when a model has no work left.
     """
 
     def __init__(
         self,
         *,
-        ready: Callable[[str], Engine | None],
+        ready: Callable[[str], Server | None],
         send: Callable[[str, Reply], bool],
         report: Callable[[Work, Done | Failed | None], None],
+        on_idle: Callable[[], None],
     ) -> None:
-        self._ready, self._send, self._report = ready, send, report
+        self._ready, self._send, self._report, self._on_idle = ready, send, report, on_idle
         self._running: dict[Key, tuple[Completion, asyncio.Task[None]]] = {}
         self._seen: OrderedDict[Key, None] = OrderedDict()
         self._idle = asyncio.Event()
@@ -63,8 +64,11 @@ class Attempts:
             # The coordinator counts slots; this only keeps a mistake of its from drowning the engine.
             self._answer(work, refused(work, Outcome.ENGINE_BUSY, "twice as much as there are slots"))
         else:
-            completion = Completion(work, engine.client, self._emit_for(work), engine.meter)
-            task = asyncio.create_task(self._run(key, completion))
+            completion = Completion(
+                *(work, engine.client, self._emit_for(work), engine.pulse.meter), engine.translation(work)
+            )
+            engine.pulse.began()
+            task = asyncio.create_task(self._run(key, completion, engine))
             self._running[key] = (completion, task)
             self._idle.clear()
 
@@ -79,6 +83,12 @@ class Attempts:
             if completion.work.reply == web:
                 completion.mute()
                 completion.abort(Outcome.CANCELLED, "nobody waits for the answer")
+
+    def lose(self, model: str, why: str) -> None:
+        """End all work of a model whose engine is lost."""
+        for completion, _ in list(self._running.values()):
+            if completion.work.model == model:
+                completion.abort(Outcome.ENGINE_DIED, why)
 
     def abort_all(self, outcome: Outcome, message: str) -> None:
         """End everything with this outcome."""
@@ -111,12 +121,15 @@ class Attempts:
         else:
             self._report(work, reply)
 
-    async def _run(self, key: Key, completion: Completion) -> None:
-        work = completion.work
+    async def _run(self, key: Key, completion: Completion, engine: Server) -> None:
+        work, outcome = completion.work, Outcome.CANCELLED
+        answered = False
         try:
             if not work.reply:
                 self._report(work, None)
             reply = await completion.run()
+            answered = isinstance(reply, Done)
+            outcome = reply.outcome if isinstance(reply, Failed) else outcome
             if not work.reply:
                 self._report(work, reply)
             if isinstance(reply, Failed) and reply.outcome is not Outcome.CANCELLED:
@@ -130,5 +143,8 @@ class Attempts:
             self._answer(work, refused(work, Outcome.ENGINE_ERROR, "the agent made a mistake"))
         finally:
             del self._running[key]
+            engine.pulse.ended(work, None if answered else outcome)
             if not self._running:
                 self._idle.set()
+            if engine.pulse.in_flight == 0:
+                self._on_idle()

@@ -9,6 +9,7 @@ from worker_agent import sse
 from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply, Usage, Work
 from worker_agent.engine_client import Answer, EngineClient, EngineDied, EngineUnreachable
 from worker_agent.meter import Meter
+from worker_agent.serving import Translation
 
 Emit = Callable[[Reply], bool]
 """Takes a reply for sending and returns at once; False if too much is owed already and it was dropped."""
@@ -25,8 +26,15 @@ class _Verdict(Exception):
 class Completion:
     """Runs one attempt. Exactly one `Done` or `Failed` is emitted, after any number of `Chunk`."""
 
-    def __init__(self, work: Work, engine: EngineClient, emit: Emit, meter: Meter) -> None:
-        self.work = work
+    def __init__(
+        self,
+        work: Work,
+        engine: EngineClient,
+        emit: Emit,
+        meter: Meter,
+        translation: Translation | None = None,
+    ) -> None:
+        self.work, self._translation = work, translation
         self._engine, self._emit, self._meter = engine, emit, meter
         self._loop = asyncio.get_running_loop()
         self._begun = self._progress = self._loop.time()
@@ -79,10 +87,12 @@ class Completion:
     async def _ask(self) -> Done:
         work = self.work
         headers = {"x-request-id": work.job}
-        async with self._engine.exchange("POST", work.path, work.body, headers) as answer:
+        body = work.body if self._translation is None else self._translation.request(work.body)
+        async with self._engine.exchange("POST", work.path, body, headers) as answer:
             if answer.status == 200 and work.stream and answer.content_type.startswith("text/event-stream"):
                 return await self._stream(answer)
-            return self._judge(answer, await answer.read_all())
+            body = await answer.read_all()
+            return self._judge(answer, body if self._translation is None else self._translation.answer(body))
 
     def _judge(self, answer: Answer, body: bytes) -> Done:
         status = answer.status
@@ -109,6 +119,8 @@ class Completion:
             if not events:
                 continue
             self._progress = self._loop.time()
+            if self._translation is not None:
+                events = self._translation.events(events)
             if (message := sse.error_in(events)) is not None:
                 raise _Verdict(Outcome.ENGINE_ERROR, message or "the engine gave no reason")
             if not self._saw_token and sse.has_token(events):

@@ -1,7 +1,7 @@
-"""The engines of this node: sole owner of their processes. `plan` decides, `Engines.run` does it.
+"""One model and, while it runs, its engine: the sole owner of that process.
 
-An engine is ready when its /health answers 200 *and* it has really generated a token. When its process ends,
-the model stops being ready first, then everything else happens.
+An engine is ready when its /health answers 200 *and* it has really generated a token. When it ends, hangs or
+is told to go, the model stops being ready first, then everything else happens.
 """
 
 from __future__ import annotations
@@ -9,219 +9,194 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import re
-import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from enum import Enum
 from pathlib import Path
+from typing import Any, TypeVar
 
-from worker_agent import hints, log, plan
-from worker_agent.contract import ModelReport, ModelState
+from worker_agent import hardware, hints, log, memory, weights
+from worker_agent.contract import Work
 from worker_agent.engine_client import EngineClient, EngineError
-from worker_agent.launch import ModelChoice, engine_command, engine_environment
-from worker_agent.loading import LoadFailed, until_serving
-from worker_agent.meter import EngineLoad, Meter, parse_metrics
-from worker_agent.plan import Phase, Standing
-from worker_agent.process import EngineProcess, clean_leftovers
+from worker_agent.engine_state import EngineState
+from worker_agent.gauge import Gauge
+from worker_agent.launch import ModelChoice, engine_command, engine_environment, free_port
+from worker_agent.loading import LoadFailed, is_alive, until_serving
+from worker_agent.meter import EngineLoad, parse_metrics
+from worker_agent.plan import Phase, Wish
+from worker_agent.process import EngineProcess
+from worker_agent.remembered import Lesson, Remembered
 from worker_agent.settings import Settings
+from worker_agent.sleeping import can_sleep, fall_asleep, wake_up
+from worker_agent.supervision import Patience, until_hung
 
 _logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-_STATES = {
-    Phase.DOWN: ModelState.LOADING,  # it is about to be: it waits for its turn, or out a pause
-    Phase.LOADING: ModelState.LOADING,
-    Phase.UP: ModelState.READY,
-    Phase.STOPPING: ModelState.UNLOADING,
-    Phase.FAILED: ModelState.FAILED,
-}
-_TELL_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+_TELL_SECONDS = 10.0
 
 
-class Engine:
-    """One model and, while it runs, its engine."""
+class Order(Enum):
+    """What a running engine may be told."""
 
-    def __init__(self, choice: ModelChoice, slots: int) -> None:
-        self.choice, self.slots = choice, slots
-        self.phase = Phase.DOWN
-        self.failures: tuple[float, ...] = ()
-        self.proven = False
-        self.reason = ""
-        self.progress = 0.0
-        self.max_model_len = 0
-        self.version = ""
+    SLEEP = "sleep"
+    WAKE = "wake"
+
+
+class EngineFailed(Exception):
+    """The engine ended by itself, or had to be ended. `told` says it without the engine's own words."""
+
+    def __init__(self, reason: str, told: str = "") -> None:
+        super().__init__(reason)
+        self.told = told or reason
+
+
+class Engine(EngineState):
+    """`on_change` is called after each change of state, `on_lost(model, why)` before its work is cut off."""
+
+    def __init__(
+        self,
+        choice: ModelChoice,
+        settings: Settings,
+        folder: Path,
+        gauge: Gauge,
+        remembered: Remembered,
+        *,
+        on_change: Callable[[], None],
+        on_lost: Callable[[str, str], None],
+    ) -> None:
+        super().__init__(choice, settings, gauge, remembered)
+        self._settings, self._folder = settings, folder
+        self._on_change, self._on_lost = on_change, on_lost
         self.client: EngineClient | None = None
         self.process: EngineProcess | None = None
-        self.meter = Meter(time.monotonic)
-        self._figures = (0.0, 0.0)
-        self._load = EngineLoad()
+        self.life: asyncio.Task[None] | None = None
+        self.ending = False  # its process is being ended: not to be disturbed
+        self._level = 1
+        self._orders: asyncio.Queue[Order] = asyncio.Queue()
 
-    @property
-    def standing(self) -> Standing:
-        """What `plan` needs to know."""
-        return Standing(self.phase, wanted=True, failures=self.failures, proven=self.proven)
+    def translation(self, work: Work) -> None:
+        """None: everything passes byte for byte."""
 
-    def report(self) -> ModelReport:
-        """What the coordinator is told."""
-        up = self.phase is Phase.UP
-        rate, first_ms = self._figures if up else (0.0, 0.0)
-        load = self._load if up else EngineLoad()
-        return ModelReport(
-            name=self.choice.name,
-            state=_STATES[self.phase],
-            slots=self.slots,
-            max_model_len=self.max_model_len,
-            progress=self.progress if not up else 1.0,
-            reason="" if up else self.reason[:2000],
-            engine=self.version[:200],
-            running=load.running,
-            waiting=load.waiting,
-            kv_cache_usage=load.kv_cache_usage,
-            tokens_per_s=rate,
-            ttft_ms=first_ms,
-        )
-
+    # -- figures -------------------------------------------------------------------------------------
     async def measure(self) -> None:
         """Read the figures for the next `report`: our counts since the last time, the engine's batch now."""
-        self._figures = self.meter.read()
-        if self.client is None or self.phase is not Phase.UP:
-            return
+        self._figures = self.pulse.meter.read()
+        if self.phase is Phase.UP and (load := await self._look()) is not None:
+            self._load = load  # else the figures stay those of the last beat; its death is noticed elsewhere
+
+    async def _look(self) -> EngineLoad | None:
+        if self.client is None:
+            return None
         try:
             status, body = await self.client.get("/metrics", timeout=2.0)
         except EngineError:
-            return  # the figures stay those of the last beat; its death is noticed elsewhere
-        if status == 200:
-            self._load = parse_metrics(body.decode("utf-8", "replace"))
+            return None
+        return parse_metrics(body.decode("utf-8", "replace")) if status == 200 else None
 
+    # -- what it is told -------------------------------------------------------------------------------
+    def start(self) -> asyncio.Task[None]:
+        """Begin a life; the phase tells how it goes, the task ends when nothing of it is left."""
+        self._orders = asyncio.Queue()
+        self.turn(Phase.LOADING, "")
+        self.life = asyncio.create_task(self._live(), name=f"engine {self.choice.name}")
+        return self.life
 
-class Engines:
-    """All models of this node. `on_change` is called after each change of a model's state."""
+    def order(self, order: Order) -> None:
+        """Fall asleep or wake up."""
+        self.turn(Phase.LEAVING if order is Order.SLEEP else Phase.LOADING, "")
+        self._orders.put_nowait(order)
 
-    def __init__(
-        self, settings: Settings, folder: Path, *, has_gpu: bool, on_change: Callable[[], None]
-    ) -> None:
-        self._settings, self._folder, self._has_gpu = settings, folder, has_gpu
-        self._on_change = on_change
-        self._engines = {choice.name: Engine(choice, settings.slots) for choice in settings.models}
-        self._lives: dict[str, asyncio.Task[None]] = {}
-        self._news = asyncio.Event()
-        self._limits = plan.Limits()
-        self._closed = False
+    def stop(self) -> None:
+        """End its life."""
+        self.turn(Phase.LEAVING, "")
+        if self.life is not None:
+            self.life.cancel()
 
-    def ready(self, model: str) -> Engine | None:
-        """The engine that serves `model` now."""
-        engine = self._engines.get(model)
-        return engine if engine is not None and engine.phase is Phase.UP else None
-
-    def reports(self) -> list[ModelReport]:
-        """Every model's report, in the order they were given."""
-        return [engine.report() for engine in self._engines.values()]
-
-    async def measure(self) -> None:
-        """Read all figures for `reports`."""
-        await asyncio.gather(*(engine.measure() for engine in self._engines.values()))
-
-    @property
-    def hopeless(self) -> str:
-        """Why no model will ever be ready; empty while one may be."""
-        engines = self._engines.values()
-        if any(engine.phase is not Phase.FAILED for engine in engines):
-            return ""
-        return "; ".join(f"{engine.choice.name}: {engine.reason}" for engine in engines)
-
-    async def run(self) -> None:
-        """Bring up every model and keep it up; returns once none can be (`hopeless`) or `stop` was called."""
-        clean_leftovers(self._folder / "engines")
-        while not self._closed and not self.hopeless:
-            self._news.clear()
-            for life in self._lives.values():
-                if life.done() and not life.cancelled():
-                    life.result()  # a mistake of ours, not a failure of the engine: do not limp on
-            now = time.monotonic()
-            step = plan.next_step({n: e.standing for n, e in self._engines.items()}, now, self._limits)
-            match step:
-                case plan.Start(model):
-                    self._start(self._engines[model])
-                case plan.Stop(model):
-                    self._turn(self._engines[model], Phase.STOPPING, "")
-                    self._lives[model].cancel()
-                case plan.GiveUp(model, why):
-                    engine = self._engines[model]
-                    self._turn(engine, Phase.FAILED, f"{why}: {engine.reason}")
-                    log.event(_logger, logging.ERROR, "gave a model up", model=model, why=engine.reason)
-                case plan.Wait(seconds):
-                    try:
-                        async with asyncio.timeout(seconds):
-                            await self._news.wait()
-                    except TimeoutError:
-                        pass  # a pause is over
-
-    async def stop(self) -> None:
-        """End every engine and wait until nothing of them is left."""
-        self._closed = True
-        self._news.set()
-        lives = [life for life in self._lives.values() if not life.done()]
-        for life in lives:
-            if life.cancelling() == 0:
-                life.cancel()
-        await asyncio.gather(*lives, return_exceptions=True)
-
-    def kill(self) -> None:
-        """Spare no engine its grace, now or in a `stop` under way."""
-        self._closed = True
-        for engine in self._engines.values():
-            if engine.process is not None:
-                engine.process.kill()
-
-    # -- one engine's life -----------------------------------------------------------------------------
-    def _start(self, engine: Engine) -> None:
-        self._turn(engine, Phase.LOADING, "")
-        name = engine.choice.name
-        life = asyncio.create_task(self._live(engine), name=f"engine {name}")
-        self._lives[name] = life
-        # Only a mistake of ours ends a life with an exception; `run` must hear of it.
-        life.add_done_callback(lambda _: self._news.set())
-
-    def _turn(self, engine: Engine, phase: Phase, reason: str) -> None:
-        engine.phase, engine.reason = phase, reason
-        self._news.set()
+    def turn(self, phase: Phase, reason: str) -> None:
+        """Change the phase."""
+        self.phase, self.reason, self.progress = phase, reason, 0.0
         self._on_change()
 
-    async def _live(self, engine: Engine) -> None:
-        """From start to end of one process. Afterwards the model is DOWN, with the failure noted."""
-        name, started = engine.choice.name, time.monotonic()
-        reason = "stopped"
+    # -- its life --------------------------------------------------------------------------------------
+    async def _live(self) -> None:
+        """From start to end of one process. Afterwards the model is DOWN, with the failure noted if any."""
+        name, failure = self.choice.name, ""
+        self._downloading = self.out_of_memory = False
         try:
-            process = engine.process = await self._spawn(engine)
-            await self._load(engine, process, started)
-            status = await process.wait()
-            reason = f"the engine ended with {_ended(status)}: {hints.reason(process.output())}"
-        except (LoadFailed, OSError) as error:
-            reason = str(error)
+            process = self.process = await self._spawn()
+            await self._come_up(process)
+            while True:
+                await self._while_alive(process, self._serve())
+                await self._while_alive(process, self._fall_asleep(process))
+                await self._while_alive(process, self._orders.get())
+                await self._while_alive(process, self._wake_up())
+        except (LoadFailed, EngineFailed, OSError) as error:
+            failure = str(error)
+            self._on_lost(name, error.told if isinstance(error, EngineFailed) else "the engine did not load")
         finally:
             # First withdraw the model, then end the process: the other order would serve a dying engine.
-            self._withdraw(engine, reason)
-            if engine.process is not None:
-                await engine.process.stop()
-                engine.process = None
-        engine.failures = (*engine.failures[-9:], time.monotonic())
-        again = engine.proven and len(engine.failures) < self._limits.failures
-        level = logging.WARNING if again else logging.ERROR
-        log.event(_logger, level, "engine failed", model=name, why=reason)
-        self._turn(engine, Phase.DOWN, reason)
+            self._withdraw(failure)
+            await self._end()
+            if failure:
+                self.failures = (*self.failures[-9:], time.monotonic())
+                log.event(_logger, logging.WARNING, "engine failed", model=name, why=failure)
+                if self.proven and self.wish is Wish.START:
+                    self.wish = Wish.LOAD  # it had its place
+            self.leave = False
+            self.turn(Phase.DOWN, failure)
 
-    def _withdraw(self, engine: Engine, reason: str) -> None:
-        if engine.phase is not Phase.STOPPING:
-            self._turn(engine, Phase.STOPPING, reason)
-        engine.max_model_len, engine.progress = 0, 0.0
-        if engine.client is not None:
-            engine.client.close()
-            engine.client = None
+    def _withdraw(self, reason: str) -> None:
+        if self.phase is not Phase.LEAVING:
+            self.turn(Phase.LEAVING, reason)
+        self.max_model_len = 0
+        if self.client is not None:
+            self.client.close()
+            self.client = None
 
-    async def _spawn(self, engine: Engine) -> EngineProcess:
-        settings, choice = self._settings, engine.choice
-        port = _free_port()
-        engine.client = EngineClient(port)
+    async def _end(self) -> None:
+        """Nothing of the process is left afterwards, and its memory has been seen to return."""
+        process, name = self.process, self.choice.name
+        if process is None:
+            return
+        self.ending = True
+        free, used = self._gauge.free(), await self._gauge.used(process.pid)
+        await process.stop()
+        self.process, self.ending = None, False
+        seconds = await self._gauge.returned(free, used)
+        if seconds is None:
+            log.event(
+                _logger, logging.WARNING, "memory has not come back", model=name, size=memory.human(used)
+            )
+        else:
+            size = memory.human(used) if used else None
+            log.event(_logger, logging.INFO, "engine is gone, its memory is back", model=name, size=size)
+
+    async def _while_alive(self, process: EngineProcess, work: Coroutine[Any, Any, _T]) -> _T:
+        """The result of `work`. Raises `EngineFailed` if the engine ends first."""
+        ended, task = asyncio.create_task(process.wait()), asyncio.create_task(work)
+        try:
+            await asyncio.wait({ended, task}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            told = f"the engine ended with {_ended(ended.result())}"
+            error = hints.last_error(process.output())
+            raise EngineFailed(f"{told}: {error}" if error else told, told)
+        finally:
+            for each in (ended, task):
+                each.cancel()
+            await asyncio.gather(ended, task, return_exceptions=True)
+
+    async def _spawn(self) -> EngineProcess:
+        settings, choice, gauge = self._settings, self.choice, self._gauge
+        port = free_port()
+        self.client = EngineClient(port)
+        # The share comes from what is told or estimated, never from what was measured: an engine that takes
+        # a little more than its share would be given a little more each time.
+        share = min(1.0, (self._told_need or self.estimate) / gauge.total) if gauge.has_gpu else None
+        sleep_mode = settings.sleep_mode and gauge.has_gpu
         command = engine_command(
             settings.engine_python,
             choice,
@@ -229,75 +204,147 @@ class Engines:
             slots=settings.slots,
             max_model_len=settings.max_model_len,
             extra=settings.engine_args,
+            single_precision=not gauge.has_gpu and hardware.half_precision_is_slow(),
+            gpu_share=share,
+            sleep_mode=sleep_mode,
         )
         file_name = re.sub(r"[^A-Za-z0-9._-]", "_", choice.name)
         log_path = self._folder / "logs" / f"{file_name}.log"
         log.event(_logger, logging.INFO, "starting engine", model=choice.name, port=port, log=log_path)
         return await EngineProcess.start(
             command,
-            engine_environment(os.environ, choice, has_gpu=self._has_gpu),
+            engine_environment(os.environ, choice, has_gpu=gauge.has_gpu, sleep_mode=sleep_mode),
             record=self._folder / "engines" / f"{file_name}.json",
             log_path=log_path,
         )
 
-    async def _load(self, engine: Engine, process: EngineProcess, started: float) -> None:
+    async def _come_up(self, process: EngineProcess) -> None:
         """Wait until it serves; tell how far it is. Raises `LoadFailed`."""
-        client = engine.client
+        client, name, started = self.client, self.choice.name, time.monotonic()
         assert client is not None
         ended = asyncio.create_task(process.wait())
-        serving = asyncio.create_task(until_serving(client, engine.choice.name))
-        limit = started + self._settings.load_seconds
+        serving = asyncio.create_task(until_serving(client, name))
+        limit, tell_at, step = started + self._settings.load_seconds, 0.0, ""
         try:
             while not serving.done():
                 now = time.monotonic()
                 if ended.done():
-                    why = hints.reason(process.output())
-                    raise LoadFailed(f"{why} (the engine ended with {_ended(ended.result())})")
+                    raise LoadFailed(self._why_not_up(process, ended.result()))
                 if now >= limit:
                     seconds = self._settings.load_seconds
                     raise LoadFailed(f"not ready within {seconds:g} s: allow more with --load-seconds")
-                pause = min(_TELL_SECONDS, limit - now)
+                if (said := self._watch_load(process, now - started)) != step or now >= tell_at:
+                    tell_at, step = now + _TELL_SECONDS, said
+                    seconds = round(now - started)
+                    log.event(_logger, logging.INFO, "loading model", model=name, seconds=seconds, step=step)
+                pause = min(_LOOK_SECONDS, limit - now)
                 await asyncio.wait({ended, serving}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if not serving.done() and not ended.done():
-                    self._tell(engine, process, time.monotonic() - started)
-            engine.version, engine.max_model_len = serving.result()
+            self.version, self.max_model_len = serving.result()
         finally:
             for task in (ended, serving):
                 task.cancel()
             await asyncio.gather(ended, serving, return_exceptions=True)
-        seconds = round(time.monotonic() - started, 1)
-        engine.proven = True
-        engine.meter.read()  # what came before was warming up
-        self._turn(engine, Phase.UP, "")
+        self.can_sleep = self._settings.sleep_mode and await can_sleep(client)
+        await self._learn(process, round(time.monotonic() - started, 1))
+        self._up()
+
+    def _why_not_up(self, process: EngineProcess, status: int) -> str:
+        lines = process.output()
+        self.out_of_memory = hints.out_of_memory(lines)
+        if status == 128 + 9:
+            self.out_of_memory = True
+            return "it was killed while it loaded, as the kernel does when memory runs out"
+        return f"{hints.reason(lines)} (the engine ended with {_ended(status)})"
+
+    def _watch_load(self, process: EngineProcess, seconds: float) -> str:
+        """Which step of its load it is at; also noted for the next report."""
+        lines = process.output()
+        step = hints.hint(lines)
+        usual = self._remembered.about(self._key).load_seconds
+        by_time = min(0.95, seconds / usual) if usual else 0.0
+        download = weights.downloading(self.choice, os.environ)
+        downloading = download is not None or step.startswith("downloading")
+        self.progress = (download.share if download else 0.0) or hints.progress(lines)
+        if not downloading:
+            self.progress = by_time or self.progress
+        self.reason = f"loading for {seconds:.0f} s: {'downloading' if downloading else step}"
+        if downloading != self._downloading:
+            self._downloading = downloading
+            self._on_change()
+        return step
+
+    async def _learn(self, process: EngineProcess, load_seconds: float) -> None:
+        """Remember what this load took, for the next time."""
+        used, name = await self._gauge.used(process.pid), self.choice.name
+        self._remembered.learn(self._key, Lesson(used, load_seconds))
         log.event(
             *(_logger, logging.INFO, "model ready"),
-            model=engine.choice.name, seconds=seconds, engine=engine.version, context=engine.max_model_len,
+            model=name, seconds=load_seconds, engine=self.version, context=self.max_model_len,
+            memory=memory.human(used) if used else None,
         )  # fmt: skip
 
-    def _tell(self, engine: Engine, process: EngineProcess, seconds: float) -> None:
-        lines = process.output()
-        engine.progress = hints.progress(lines)
-        said = hints.hint(lines)
-        engine.reason = f"loading for {seconds:.0f} s: {said}"
+    def _up(self) -> None:
+        self.proven, self.given_up, self.up_since = True, 0, time.monotonic()
+        self.pulse.last_used = self.up_since
+        self.pulse.meter.read()  # what came before was warming up
+        self.turn(Phase.UP, "")
+
+    # -- up, asleep, up again --------------------------------------------------------------------------
+    async def _serve(self) -> Order:
+        """Until it is told to sleep. Raises `EngineFailed` when it hangs."""
+        client, name = self.client, self.choice.name
+        assert client is not None
+        patience = Patience(self._settings.canary_seconds, self._settings.abort_seconds)
+        hung = asyncio.create_task(
+            until_hung(
+                self.pulse, patience, look=self._look, canary=lambda seconds: is_alive(client, name, seconds)
+            )
+        )
+        order = asyncio.create_task(self._orders.get())
+        try:
+            await asyncio.wait({hung, order}, return_when=asyncio.FIRST_COMPLETED)
+            if order.done():
+                return order.result()
+            reason = f"the engine hung: {hung.result()}"
+        finally:
+            for task in (hung, order):
+                task.cancel()
+            await asyncio.gather(hung, order, return_exceptions=True)
+        log.event(_logger, logging.ERROR, "engine hangs, killing it", model=name, why=reason)
+        if self.process is not None:
+            self.process.kill()
+        raise EngineFailed(reason)
+
+    async def _fall_asleep(self, process: EngineProcess) -> None:
+        """Raises `LoadFailed` if it does not."""
+        assert self.client is not None
+        size = weights.on_disk(self.choice, os.environ)
+        level = memory.sleep_level(hardware.ram_free(), size)
+        await fall_asleep(self.client, level)
+        used = await self._gauge.used(process.pid)
+        # Where the driver does not tell: what an engine takes beside weights and cache stays with it.
+        kept = min(self.need, used or (memory.GPU_OVERHEAD if self._gauge.has_gpu else 0))
         log.event(
-            *(_logger, logging.INFO, "loading model"),
-            model=engine.choice.name, seconds=round(seconds), engine_says=said,
-        )  # fmt: skip
+            _logger,
+            logging.INFO,
+            "model sleeps",
+            model=self.choice.name,
+            sleep_level=level,
+            keeps=memory.human(kept),
+        )
+        self._level, self.asleep_need = level, kept
+        self.turn(Phase.ASLEEP, "")
+
+    async def _wake_up(self) -> None:
+        """Raises `LoadFailed`."""
+        assert self.client is not None
+        started, name = time.monotonic(), self.choice.name
+        await wake_up(self.client, name, self._level, self._settings.load_seconds)
+        log.event(
+            _logger, logging.INFO, "model awake", model=name, seconds=round(time.monotonic() - started, 1)
+        )
+        self._up()
 
 
 def _ended(status: int) -> str:
     return f"signal {status - 128}" if status > 128 else f"exit status {status}"
-
-
-def _free_port() -> int:
-    """A port below the range that outgoing connections take theirs from, free at this moment."""
-    for _ in range(200):
-        port = random.randint(18_000, 30_000)  # noqa: S311 - not a secret
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise LoadFailed("no free port between 18000 and 30000")

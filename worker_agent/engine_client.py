@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Mapping
 
 import httptools
@@ -150,8 +151,9 @@ class Answer:
 class EngineClient:
     """One engine's HTTP server."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.host, self.port = host, port
+    def __init__(self, port: int, host: str = "127.0.0.1", *, prefix: str = "", tls: bool = False) -> None:
+        self.host, self.port, self._prefix = host, port, prefix
+        self._tls = ssl.create_default_context() if tls else None
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
 
@@ -159,7 +161,7 @@ class EngineClient:
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] = {}
     ) -> Exchange:
         """``async with`` gives the `Answer`; leaving before its end closes the connection: an abort."""
-        lines = [f"{method} {path} HTTP/1.1", f"host: {self.host}:{self.port}"]
+        lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"host: {self.host}:{self.port}"]
         if body or method == "POST":
             lines += ["content-type: application/json", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -197,7 +199,7 @@ class EngineClient:
             connection.close()
             self._open.discard(connection)
         try:
-            _, connection = await loop.create_connection(_Connection, self.host, self.port)
+            _, connection = await loop.create_connection(_Connection, self.host, self.port, ssl=self._tls)
         except OSError as error:
             raise EngineUnreachable(f"the engine does not accept connections ({error.strerror})") from error
         self._open.add(connection)

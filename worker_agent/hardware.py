@@ -6,6 +6,7 @@ an empty list of GPUs.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -71,6 +72,20 @@ class Gpus:
         """How each GPU does now."""
         return [self._load(index, handle) for index, handle in self._handles.items()]
 
+    def vram(self, count: int) -> int:
+        """Memory of the first `count` GPUs, in bytes."""
+        return sum(self._memory(handle)[0] for handle in list(self._handles.values())[:count])
+
+    def used_by(self, pids: set[int]) -> int:
+        """GPU memory that these processes take, in bytes; 0 where the driver does not tell (as in most
+        containers, whose pids are not the driver's)."""
+        total = 0
+        for handle in self._handles.values():
+            read = functools.partial(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+            processes: list[Any] = _field(read, [])
+            total += sum(int(it.usedGpuMemory or 0) for it in processes if it.pid in pids)
+        return total
+
     def close(self) -> None:
         """Let go of the driver."""
         if self._opened:
@@ -123,6 +138,19 @@ def _cpu_name() -> str:
     return (platform.processor() or platform.machine())[:200]
 
 
+def half_precision_is_slow() -> bool:
+    """Whether this CPU has no instructions for 16-bit floats: an x86 without AVX-512.
+
+    An engine then emulates them and generates at about a quarter of the speed of 32-bit ones.
+    """
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        return False
+    try:
+        return " avx512f" not in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+
+
 def host(state_dir: Path) -> Host:
     """The machine under the agent; `disk_free` is where models are likely to be kept. Sizes in bytes."""
     memory = psutil.virtual_memory()
@@ -156,11 +184,15 @@ def cpu_usage() -> float:
     return min(1.0, max(0.0, psutil.cpu_percent(interval=None) / 100))
 
 
-def fingerprint() -> str:
-    """The same for every start on this machine, another on others; tells nothing else about it."""
+def fingerprint(identity: Path) -> str:
+    """The same for every start on this machine from the folder `identity`, another elsewhere.
+
+    The path is part of it so that a copy of the folder on the same machine is told from a restart: what
+    keeps two agents off one identity is a lock in that folder, and a copy has a lock of its own.
+    """
     try:
         machine = Path("/etc/machine-id").read_text().strip()
     except OSError:
         machine = ""
-    told = f"{machine or uuid.getnode()}/{socket.gethostname()}"
+    told = f"{machine or uuid.getnode()}/{socket.gethostname()}/{identity.resolve()}"
     return hashlib.sha256(b"gputorrent-machine:" + told.encode()).hexdigest()[:32]

@@ -44,7 +44,8 @@ async def until_serving(client: EngineClient, name: str) -> tuple[str, int]:
         card = next((card for card in cards if card.id == name), None)
         if card is None:
             raise LoadFailed(f"what answers on its port does not serve {name}")
-        await _warm_up(client, name)
+        if (why := await one_token(client, name, _WARM_UP_SECONDS)) is not None:
+            raise LoadFailed(f"it came up but generates nothing: {why}")
     except (EngineError, msgspec.MsgspecError) as error:
         raise LoadFailed(f"it came up but did not answer properly: {error}") from error
     return f"vllm {version}", card.max_model_len or 0
@@ -58,12 +59,23 @@ async def is_healthy(client: EngineClient) -> bool:
         return False
 
 
-async def _warm_up(client: EngineClient, name: str) -> None:
-    """One real token (or, for a model that makes none, one embedding)."""
+async def one_token(client: EngineClient, name: str, seconds: float) -> str | None:
+    """Ask for one token (or, of a model that makes none, one embedding); why there was none, or None.
+
+    Raises `EngineError` if nothing answers within `seconds`.
+    """
     body = msgspec.json.encode({"model": name, "prompt": "Hello", "max_tokens": 1})
-    status, answer = await client.post("/v1/completions", body, timeout=_WARM_UP_SECONDS)
+    status, answer = await client.post("/v1/completions", body, timeout=seconds)
     if status in (400, 404, 405):
         body = msgspec.json.encode({"model": name, "input": "Hello"})
-        status, answer = await client.post("/v1/embeddings", body, timeout=_WARM_UP_SECONDS)
-    if status != 200:
-        raise LoadFailed(f"it came up but generates nothing (HTTP {status}): {answer[:200]!r}")
+        status, answer = await client.post("/v1/embeddings", body, timeout=seconds)
+    return None if status == 200 else f"HTTP {status}: {answer[:200]!r}"
+
+
+async def is_alive(client: EngineClient, name: str, seconds: float) -> bool:
+    """Whether a token comes, or at least an answer that is no failure of the engine (it may be full)."""
+    try:
+        why = await one_token(client, name, seconds)
+    except EngineError:
+        return False
+    return why is None or not why.startswith("HTTP 5") or why.startswith("HTTP 503")

@@ -31,6 +31,16 @@ NOBODY_SECONDS = 5.0
 """A reply stream that has been missing for so long has no reader any more."""
 
 
+_FIRST_SILENCE_SECONDS = 20.0
+
+
+def remedy_for(error: BaseException) -> str | None:
+    """What the person who runs this agent can do about it."""
+    if "certificate" in str(error).lower():
+        return "name the certificate authority of the broker with --redis-ca"
+    return None
+
+
 def is_denied(error: BaseException) -> bool:
     """Whether Redis does not know this node's user (any more), or does not let it do this."""
     denied = isinstance(error, AuthenticationError | NoPermissionError)
@@ -67,6 +77,7 @@ class Mailbox:
         self._renewed = asyncio.Event()
         self.connected = False
         self.denied = False
+        self._said, self._say_again, self._silence = "", 0.0, _FIRST_SILENCE_SECONDS
         self.node, self.incarnation = "", 0
         self._lease_refresh, self._lease_ms = 2.0, 6000
 
@@ -158,13 +169,23 @@ class Mailbox:
 
     def _lost(self, what: str, error: BaseException) -> None:
         denied = is_denied(error)
-        if self.connected or denied:
-            why = "the credentials are refused" if denied else str(error) or type(error).__name__
-            log.event(_logger, logging.WARNING, "lost the broker, trying again", part=what, why=why)
+        why = "the credentials are refused" if denied else str(error) or type(error).__name__
+        words = "lost the broker, trying again" if self.connected else "no connection to the broker"
+        self._say(words, what, why, remedy_for(error))
         self.connected = False
         self.denied = self.denied or denied
         if denied:
             self._on_denied()
+
+    def _say(self, words: str, part: str, why: str, remedy: str | None) -> None:
+        """Log a failure once for each new reason, then again after pauses that double up to ten minutes."""
+        now = asyncio.get_running_loop().time()
+        if why != self._said:
+            self._said, self._silence = why, _FIRST_SILENCE_SECONDS
+        elif now < self._say_again:
+            return
+        self._say_again, self._silence = now + self._silence, min(600.0, 2 * self._silence)
+        log.event(_logger, logging.WARNING, words, part=part, why=why, remedy=remedy)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not beyond new credentials."""
@@ -190,7 +211,7 @@ class Mailbox:
             )
             block = BLOCK_MS
             if not self.connected:
-                self.connected, self.denied = True, False
+                self.connected, self.denied, self._said = True, False, ""
                 self._on_connected()
                 log.event(_logger, logging.INFO, "connected to the broker")
             for stream, entries in found or ():

@@ -21,9 +21,12 @@ _FIND_VLLM = (
 """Asks without importing vLLM, which takes half a minute."""
 
 
-def check(settings: Settings) -> str:
-    """The version of vLLM that will serve, as far as it tells. Raises `Preflight`."""
-    for model in settings.models:
+def check(settings: Settings) -> str | None:
+    """The version of vLLM that will serve, as far as it tells; None if none is needed. Raises `Preflight`."""
+    own = (*settings.models, *settings.offers)
+    if not own:
+        return None
+    for model in own:
         if model.is_local and not os.path.isdir(model.source):
             raise Preflight(f"model {model.name}: there is no folder {model.source}")
     return _find_vllm(settings.engine_python)

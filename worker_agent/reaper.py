@@ -80,11 +80,12 @@ class BoundedLog:
 
     def write(self, data: bytes) -> None:
         with contextlib.suppress(OSError):  # a full disk must not stop the engine
-            self.file.write(data)
-            if self.file.tell() > self.limit // 2:
+            # Before writing, so that the newest lines, which say why it ended, are always in the newest file.
+            if self.file.tell() and self.file.tell() + len(data) > self.limit // 2:
                 self.file.close()
                 os.replace(self.path, self.path + ".1")
                 self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self.file.write(data)
 
 
 class Reaper:

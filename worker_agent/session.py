@@ -167,7 +167,7 @@ class Session:
             protocol=PROTOCOL,
             agent_version=__version__,
             name=self._identity.name,
-            machine=hardware.fingerprint(),
+            machine=hardware.fingerprint(self._identity.folder),
             instance=self._instance,
             host=hardware.host(self._settings.state_dir),
             gpus=self._gpus.describe(),

@@ -125,7 +125,7 @@ def test_a_restarted_agent_is_the_same_node(bare: Cluster):
 def test_copied_credentials_are_refused_while_the_first_agent_lives(bare: Cluster):
     agent = bare.agent_ready("one")
     shutil.copytree(bare.folder / "state-one", bare.folder / "state-copy")
-    copy = bare.start_agent("copy")
+    copy = bare.start_agent("copy", arguments=("--name", "one"))
     bare.until(lambda: not copy.alive, "the copy gives up", 30)
     assert copy.exit_status != 0
     assert "another agent" in copy.output()

@@ -10,7 +10,7 @@ from nodes.models import Node, NodeEvent, NodeState
 pytestmark = pytest.mark.django_db
 
 S = NodeState
-EXPECTED = {
+EXPECTED: dict = {
     (Move.APPROVE, S.PENDING): S.ONLINE,
     (Move.DRAIN, S.ONLINE): S.DRAINING,
     (Move.RESUME, S.DRAINING): S.ONLINE,

@@ -48,6 +48,7 @@ class StandIn:
         self.incarnation = 0
         self.refuse: dict[str, tuple[int, Refused]] = {}
         self.drain = False
+        self.pinned: list[str] = []
         self.registers: list[Register] = []
         self.beats: list[Heartbeat] = []
         self.goodbyes: list[Goodbye] = []
@@ -95,7 +96,7 @@ class StandIn:
             return 401, msgspec.json.encode(Refused("unknown_node", "this node is not known"))
         if path == contract.HEARTBEAT:
             self.beats.append(msgspec.json.decode(body, type=Heartbeat))
-            reply = BeatReply("online", self.drain, self.new_access)
+            reply = BeatReply("online", self.drain, self.new_access, self.pinned)
             self.new_access = None
             return 200, msgspec.json.encode(reply)
         if path == contract.GOODBYE:

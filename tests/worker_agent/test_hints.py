@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from worker_agent import hints
 
 LOG = """\
@@ -19,11 +21,17 @@ FAILED = """\
 """.splitlines()
 
 
-def test_the_hint_is_the_last_line_without_its_prefix():
-    assert hints.hint(LOG[:1]) == "non-default args: {'model': 'm'}"
-    assert hints.hint(LOG[:2]) == "Initializing a V1 LLM engine"
-    assert hints.hint(LOG).startswith("Loading safetensors checkpoint shards:  50%")
-    assert hints.hint([]) == ""
+def test_the_hint_names_the_step_the_engine_is_at():
+    assert hints.hint([]) == "starting Python"
+    assert hints.hint(LOG[:1]) == "reading the model's configuration"
+    assert hints.hint(LOG[:2]) == "starting its workers"
+    assert hints.hint(LOG) == "loading weights, 50 %"
+    assert hints.hint([*LOG, "(Worker pid=3) WARNING 11-23 12:00:03 [a.py:1] never mind"]) == hints.hint(LOG)
+
+
+def test_without_a_known_step_the_hint_is_the_last_line_without_its_prefix():
+    assert hints.hint(["(EngineCore pid=2) INFO 11-23 12:00:01 [a/b.py:93] Hello", ""]) == "Hello"
+    assert hints.hint(["warnings.warn("]) == "starting Python"
 
 
 def test_progress_is_the_last_percentage():
@@ -38,3 +46,19 @@ def test_the_reason_is_the_root_cause_not_the_error_about_it():
 def test_without_an_error_the_last_line_must_do():
     assert hints.reason(["INFO 11-23 12:00:01 [a.py:1] one", "Killed", ""]) == "Killed"
     assert hints.reason([]) == "it printed nothing"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`.",
+        "ValueError: Free memory on device (3.1/79.2 GiB) on startup is less than desired GPU memory",
+        "ValueError: 8 GiB KV cache is needed, which is larger than the available KV cache memory (2.1 GiB).",
+        "ValueError: Available memory on node 0 (1.0/24 GiB) on kv cache allocation is less than requested",
+        "RuntimeError: DefaultCPUAllocator: not enough memory: you tried to allocate 100 bytes.",
+    ],
+)
+def test_want_of_memory_is_recognised(line):
+    assert hints.out_of_memory(["INFO starting", line, "RuntimeError: Engine core initialization failed."])
+    assert not hints.out_of_memory(["INFO starting", "ValueError: no such architecture"])

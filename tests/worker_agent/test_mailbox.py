@@ -6,10 +6,11 @@ import contextlib
 import pytest
 import redis
 
+from tests.worker_agent.conftest import free_port
 from tests.worker_agent.stand_in import WebProcess, work
 from worker_agent import contract
 from worker_agent.contract import Cancel, Chunk, Drain, Failed, Outcome, RedisAccess
-from worker_agent.mailbox import Mailbox
+from worker_agent.mailbox import Mailbox, remedy_for
 
 NODE = "ab" * 8
 
@@ -238,3 +239,23 @@ def _grant(broker: redis.Redis, user: str, password: str, *, delete: bool = True
         f"(+set +del ~{own}:lease)",
         "(+xadd %W~gt:reply:*)",
     )
+
+
+async def test_a_broker_that_is_never_reached_is_told_once_for_each_reason(caplog):
+    with caplog.at_level("WARNING", logger="worker_agent"):
+        async with running(RedisAccess(f"redis://127.0.0.1:{free_port()}/0", "", "")):
+            await asyncio.sleep(1.5)  # some attempts of each of its loops
+    told = [record for record in caplog.records if record.getMessage() == "no connection to the broker"]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"), "--redis-ca"),
+        (OSError("Connection refused"), None),
+    ],
+)
+def test_a_certificate_that_is_not_trusted_is_told_with_the_remedy(error, remedy):
+    assert (remedy or "") in (remedy_for(error) or "")
+    assert (remedy_for(error) is None) == (remedy is None)

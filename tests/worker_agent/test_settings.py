@@ -8,7 +8,7 @@ import pytest
 
 from tests.fake_vllm import write_wrapper
 from worker_agent import settings
-from worker_agent.launch import ModelChoice, engine_command, engine_environment
+from worker_agent.launch import ModelChoice, engine_command, engine_environment, gpus_used
 
 GOOD = ["--coordinator", "http://host:8000", "--model", "m"]
 
@@ -53,6 +53,36 @@ def test_everything_can_come_from_the_environment():
     assert "t0ken" not in repr(told)
 
 
+def test_models_that_are_offered_and_servers_that_already_run():
+    words = ["--coordinator", "http://h", "--offer", "a=Org/A"]
+    words += ["--engine-url", "l=llama3:8b@http://127.0.0.1:11434", "--engine-url", "x@https://gpu.lan/v1/"]
+    told = settings.read(words, {"GPUTORRENT_NEED": "a=2GiB", "GPUTORRENT_QUIET_HOURS": "Mon 09:00-10:00"})
+    assert told.models == ()
+    assert told.offers == (ModelChoice("a", "Org/A"),)
+    local, far = told.remotes
+    assert (local.name, local.served_name, local.where) == ("l", "llama3:8b", "http://127.0.0.1:11434")
+    assert not local.is_exposed
+    assert (far.name, far.served_name, far.where) == ("x", "", "https://gpu.lan:443")
+    assert not far.is_exposed
+    assert settings.options.engine_url("y@http://gpu.lan:8000").is_exposed
+    assert told.needs == (("a", 2 << 30),)
+    assert len(told.quiet_hours) == 1
+    assert told.sleep_mode
+
+
+def test_an_agent_that_only_watches_servers_needs_no_vllm(tmp_path):
+    words = ("--coordinator", "http://127.0.0.1:9", "--engine-url", "x@http://127.0.0.1:8", "--token", "t0k")
+    code, _, err = run(*words, "--connect-seconds", "0", "--state-dir", str(tmp_path))
+    assert code == 1
+    assert "cannot reach the coordinator" in err
+
+
+def test_the_gpus_of_an_engine_are_counted_from_its_arguments():
+    assert gpus_used(()) == 1
+    assert gpus_used(("--tensor-parallel-size", "4", "-pp", "2")) == 8
+    assert gpus_used(("--tensor-parallel-size=2", "--dtype", "float16")) == 2
+
+
 def test_a_folder_lends_its_name_to_the_model(tmp_path):
     folder = tmp_path / "smol"
     folder.mkdir()
@@ -76,6 +106,13 @@ def test_a_folder_lends_its_name_to_the_model(tmp_path):
         ([*GOOD, "--engine-args", "'open"], "quotation"),
         ([*GOOD, "--redis-ca", "/does/not/exist"], "no file"),
         ([*GOOD, "--surprise"], "--surprise"),
+        ([*GOOD, "--offer", "m"], "twice"),
+        ([*GOOD, "--need", "other=1GiB"], "neither"),
+        ([*GOOD, "--need", "m=lots"], "size"),
+        ([*GOOD, "--vram-reserve", "120%"], "share"),
+        ([*GOOD, "--quiet-hours", "9 to 5"], "not like"),
+        ([*GOOD, "--engine-url", "http://127.0.0.1:1"], "NAME@URL"),
+        ([*GOOD, "--engine-url", "x@ftp://127.0.0.1"], "NAME@URL"),
     ],
 )
 def test_a_wrong_option_is_one_clear_line_and_exit_code_2(words, says, capsys):
@@ -147,7 +184,15 @@ def test_the_engine_is_told_what_it_needs_and_no_secrets():
     text = " ".join(command)
     assert text.startswith("py -m vllm.entrypoints.openai.api_server --model /models/m --served-model-name m")
     assert "--host 127.0.0.1" in text
-    assert "--max-num-seqs 4 --max-model-len 512 --dtype float32" in text
+    assert "--max-num-seqs 4" in text
+    assert text.endswith("--max-model-len 512 --dtype float32")
+    slow = engine_command("py", local, port=1, slots=4, max_model_len=None, extra=(), single_precision=True)
+    assert slow[-2:] == ["--dtype", "float32"]
+    shared = engine_command(
+        *("py", local), port=1, slots=4, max_model_len=None, extra=(), gpu_share=0.45, sleep_mode=True
+    )
+    assert shared[-3:] == ["--gpu-memory-utilization", "0.450", "--enable-sleep-mode"]
+    assert engine_environment({}, local, has_gpu=True, sleep_mode=True)["VLLM_SERVER_DEV_MODE"] == "1"
     base = {"PATH": "/bin", "GPUTORRENT_TOKEN": "t0ken"}
     cpu = engine_environment(base, local, has_gpu=False)
     assert "GPUTORRENT_TOKEN" not in cpu
