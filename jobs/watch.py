@@ -148,6 +148,8 @@ class Watch:
             self._look_at_waiting(job, now)
         elif job.node in dead:
             job.give_up(Lost(interactive.NODE_LOST, "the node has gone silent"))
+        elif self._cut_off(job, now):
+            job.give_up(Lost(interactive.NODE_LOST, "the node was revoked"))
         elif self._restarted(job):
             job.give_up(Lost(interactive.NODE_LOST, "the node has restarted"))
         elif not job.first_byte_at and now - job.placed_since > settings.FIRST_TOKEN_SECONDS + 1:
@@ -176,6 +178,12 @@ class Watch:
             # Not at once: a node that restarts is away for a moment.
             error = d.refusal(model, decision)
             d.stop_waiting(job, Lost(interactive.UNSERVABLE, str(error), error))
+
+    def _cut_off(self, job: InteractiveJob, now: float) -> bool:
+        """Whether the registry no longer has the node. One that is new to us is given time to be seen."""
+        snapshot = self._dispatcher.snapshot
+        seen = job.node in snapshot.nodes or snapshot.redis_was_emptied
+        return not seen and now - job.placed_since > 4 * settings.SNAPSHOT_SECONDS
 
     def _restarted(self, job: InteractiveJob) -> bool:
         view, this = self._dispatcher.snapshot.nodes.get(job.node), job.current

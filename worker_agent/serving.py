@@ -20,13 +20,16 @@ _UNFINISHED = {
 """Ends that close the engine's connection while it still works on the request."""
 
 
+_PAUSE_SECONDS = 5.0
+
+
 class Pulse:
     """The signs of life of one engine, and what makes one doubt it. Times in monotonic seconds."""
 
     def __init__(self) -> None:
         self.meter = Meter(time.monotonic)
         self.in_flight = 0
-        self.last_used = self.idle_since = self._sign = time.monotonic()
+        self.last_used = self.idle_since = self.busy_since = self._sign = time.monotonic()
         self.unconfirmed_abort = False  # a request was cut off; the engine has not shown that it let go
         self.overdue: float | None = None  # the limit that a request has waited out
         self._doubt = asyncio.Event()
@@ -44,13 +47,17 @@ class Pulse:
         """A new engine: nothing that was known of the old one holds."""
         self.unconfirmed_abort, self.overdue = False, None
         self.sign()
+        self.busy_since = self._sign
 
     def began(self) -> None:
         """A request has gone to it."""
-        if self.in_flight == 0:
-            self.sign()  # that it was silent while it had nothing to do means nothing
+        now = time.monotonic()
+        # That it was silent while it had nothing to do means nothing. But callers who give up and ask again
+        # at once are no pause, and their asking is no sign of life: it would hide a hung engine for ever.
+        if self.in_flight == 0 and now - self.idle_since > _PAUSE_SECONDS:
+            self.busy_since = now
         self.in_flight += 1
-        self.last_used = time.monotonic()
+        self.last_used = now
 
     def ended(self, work: Work, outcome: Outcome | None) -> None:
         """A request is over; `outcome` is None if it was answered."""

@@ -37,7 +37,8 @@ class Signs:
     """What is seen of an engine; seconds."""
 
     in_flight: int
-    silence: float  # since the last sign of life
+    silence: float  # since the last sign of life, while it had something to do
+    lifeless: float  # since the last sign of life
     idle: float  # since the last request ended
     overdue: float | None = None  # the limit that a request has waited out
     unconfirmed_abort: bool = False
@@ -46,7 +47,7 @@ class Signs:
 def judge(signs: Signs, patience: Patience) -> Verdict:
     """Pure. An engine with good requests in it is never condemned for what it does with cut-off ones."""
     if signs.overdue is not None:
-        return Verdict.HUNG if signs.silence >= signs.overdue else Verdict.SUSPECT
+        return Verdict.HUNG if signs.lifeless >= signs.overdue else Verdict.SUSPECT
     if signs.in_flight:
         return Verdict.SUSPECT if signs.silence >= patience.canary else Verdict.WELL
     if signs.unconfirmed_abort and signs.idle >= patience.abort:
@@ -91,6 +92,7 @@ async def until_hung(
         now = time.monotonic()
         signs = Signs(
             pulse.in_flight,
+            now - max(pulse.last_sign, pulse.busy_since),
             now - pulse.last_sign,
             now - pulse.idle_since,
             pulse.overdue,

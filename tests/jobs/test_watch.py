@@ -145,6 +145,17 @@ async def test_a_stream_whose_node_dies_ends_with_an_error(desk, node):
         await asking.rest()
 
 
+async def test_a_stream_of_a_node_that_is_revoked_ends_at_the_next_look(desk, node, wire):
+    asking = desk.ask()
+    node.chunk(await node.take(), 0, b"data: 1\n\n")
+    await asking.first()
+    view.withdraw(wire, A)
+    await desk.refresh()
+    await desk.look(later=2)
+    with pytest.raises(dispatch.UpstreamFailed, match="revoked"):
+        await asking.rest()
+
+
 async def test_a_node_that_restarted_has_forgotten_its_work(desk, wire, node):
     other = ScriptedNode(wire, B)
     await desk.refresh()

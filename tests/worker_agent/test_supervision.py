@@ -24,19 +24,21 @@ PATIENCE = Patience(canary=30.0, abort=10.0, idle=60.0)
 @pytest.mark.parametrize(
     ("signs", "verdict"),
     [
-        (Signs(in_flight=1, silence=29, idle=500), Verdict.WELL),
-        (Signs(in_flight=1, silence=30, idle=500), Verdict.SUSPECT),
-        (Signs(in_flight=0, silence=59, idle=59), Verdict.WELL),
-        (Signs(in_flight=0, silence=60, idle=60), Verdict.SUSPECT),
-        (Signs(in_flight=0, silence=60, idle=5), Verdict.WELL),
+        (Signs(in_flight=1, silence=29, lifeless=29, idle=500), Verdict.WELL),
+        (Signs(in_flight=1, silence=30, lifeless=30, idle=500), Verdict.SUSPECT),
+        (Signs(in_flight=0, silence=59, lifeless=59, idle=59), Verdict.WELL),
+        (Signs(in_flight=0, silence=60, lifeless=60, idle=60), Verdict.SUSPECT),
+        (Signs(in_flight=0, silence=60, lifeless=60, idle=5), Verdict.WELL),
         # One request has waited in vain: all others too, or only that one?
-        (Signs(in_flight=3, silence=5, idle=0, overdue=5), Verdict.HUNG),
-        (Signs(in_flight=3, silence=1, idle=0, overdue=5), Verdict.SUSPECT),
-        (Signs(in_flight=0, silence=5, idle=0, overdue=5), Verdict.HUNG),
+        (Signs(in_flight=3, silence=5, lifeless=5, idle=0, overdue=5), Verdict.HUNG),
+        (Signs(in_flight=3, silence=1, lifeless=1, idle=0, overdue=5), Verdict.SUSPECT),
+        (Signs(in_flight=0, silence=5, lifeless=5, idle=0, overdue=5), Verdict.HUNG),
+        # Callers who give up and ask again are no sign of life.
+        (Signs(in_flight=1, silence=1, lifeless=31, idle=0, overdue=30), Verdict.HUNG),
         # An abort that is ignored hurts nobody as long as others have tokens.
-        (Signs(in_flight=1, silence=1, idle=100, unconfirmed_abort=True), Verdict.WELL),
-        (Signs(in_flight=0, silence=1, idle=9, unconfirmed_abort=True), Verdict.WELL),
-        (Signs(in_flight=0, silence=1, idle=10, unconfirmed_abort=True), Verdict.KEEPS_ABORTED),
+        (Signs(in_flight=1, silence=1, lifeless=1, idle=100, unconfirmed_abort=True), Verdict.WELL),
+        (Signs(in_flight=0, silence=1, lifeless=1, idle=9, unconfirmed_abort=True), Verdict.WELL),
+        (Signs(in_flight=0, silence=1, lifeless=1, idle=10, unconfirmed_abort=True), Verdict.KEEPS_ABORTED),
     ],
 )
 def test_judge(signs, verdict):
@@ -44,7 +46,18 @@ def test_judge(signs, verdict):
 
 
 def test_a_server_that_unloads_by_itself_is_not_kept_awake():
-    assert judge(Signs(0, 1e6, 1e6), Patience(30.0, 10.0, 0.0)) is Verdict.WELL
+    assert judge(Signs(0, 1e6, 1e6, 1e6), Patience(30.0, 10.0, 0.0)) is Verdict.WELL
+
+
+def test_asking_again_at_once_is_no_sign_of_life():
+    pulse = Pulse()
+    before = pulse.last_sign
+    pulse.began()
+    pulse.ended(work(), Outcome.CANCELLED)
+    busy_since = pulse.busy_since
+    pulse.began()
+    assert pulse.last_sign == before
+    assert pulse.busy_since == busy_since
 
 
 def watched(client, pulse, **patience):
@@ -129,6 +142,6 @@ async def test_an_engine_without_sleep_mode_says_so():
 
 def test_a_pulse_starts_to_count_silence_with_its_first_request():
     pulse = Pulse()
-    pulse._sign = pulse.meter.last_sign = time.monotonic() - 1000
+    pulse.idle_since = pulse.busy_since = time.monotonic() - 1000
     pulse.began()
-    assert time.monotonic() - pulse.last_sign < 10
+    assert time.monotonic() - pulse.busy_since < 10
