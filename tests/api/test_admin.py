@@ -69,6 +69,12 @@ def test_everything_that_people_look_after_is_in_the_admin():
     assert {Node, EnrolmentToken, Job, ApiKey} <= set(OURS)
 
 
+def test_the_front_page_carries_our_name_and_leads_to_the_clusters_state(admin_client):
+    page = admin_client.get(reverse("admin:index")).content.decode()
+    assert "GPU Torrent" in page
+    assert 'href="/cluster/status"' in page
+
+
 @pytest.mark.parametrize("model", OURS, ids=lambda m: m.__name__)
 def test_its_list_searches_filters_and_pages_open(admin_client, rows, model):
     page = url(model, "changelist")
