@@ -259,7 +259,10 @@ class Dispatcher:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
         tried = job.tried
-        decision = routing.choose(self.candidates(request.model), tried)
+        offered = self.candidates(request.model)
+        decision = routing.choose(offered, job.visited)
+        if isinstance(decision, routing.Refuse) and job.visited != tried:
+            decision = routing.choose(offered, tried)
         if isinstance(decision, routing.Refuse):
             last = job.current if job.tries else None
             raise self.refusal(request.model, decision, (last.reason or last.outcome) if last else "")

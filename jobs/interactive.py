@@ -149,6 +149,11 @@ class InteractiveJob:
         that came just as its model was unloaded."""
         return {t.node for t in self.tries if t.node and t.outcome not in _NO_FAULT}
 
+    @property
+    def visited(self) -> set[str]:
+        """Nodes to come back to only if there is no other."""
+        return {t.node for t in self.tries if t.node and t.outcome != WIRE_LOST}
+
     def attempt_over(self, outcome: str, reason: str = "") -> None:
         """Note how the live attempt ended, once."""
         this = self.current
