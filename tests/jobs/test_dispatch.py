@@ -70,6 +70,18 @@ async def test_the_engines_refusal_is_the_callers_mistake_and_not_tried_again(de
     assert await desk.held() == 0
 
 
+async def test_work_that_came_as_its_model_was_unloaded_goes_back_when_there_is_no_other_node(desk, wire):
+    only = ScriptedNode(wire, A)
+    await desk.refresh()
+    asking = desk.ask()
+    only.fail(await only.take(), "model_not_ready")
+    again = await only.take()
+    assert again.attempt == 2
+    only.done(again, body=b"data: [DONE]\n\n")
+    await asking.first()
+    assert await attempts(desk, asking.job) == [(A, "model_not_ready"), (A, "done")]
+
+
 @pytest.mark.parametrize("outcome", sorted(interactive.RETRYABLE - {"node_lost", "wire_lost"}))
 async def test_before_the_first_byte_another_node_takes_over(desk, wire, outcome):
     one, two = ScriptedNode(wire, A), ScriptedNode(wire, B)
