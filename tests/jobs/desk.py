@@ -10,6 +10,7 @@ from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Request
 from jobs.models import Job
 from jobs.watch import Watch
+from tests.jobs.scripted import until
 from worker_agent.contract import Chunk, Done
 
 
@@ -43,7 +44,11 @@ class Asking:
         assert self.job
         return [data async for data in self.dispatcher.follow(self.job)]
 
-    async def leave(self) -> None:
+    async def leave(self, *, at_once: bool = False) -> None:
+        """Close the connection; `at_once` even while the board is being asked. Without it the job is known:
+        its work may lie in a node's inbox before the answer that says so is back."""
+        if not at_once:
+            await until(lambda: self.job or self.task.done())
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 

@@ -138,7 +138,7 @@ async def test_at_any_step_on_the_way_to_a_node(desk, node, turns):
     asking = desk.ask()
     for _ in range(turns):
         await asyncio.sleep(0)
-    await asking.leave()
+    await asking.leave(at_once=True)
     await asyncio.sleep(0.05)
     await desk.settled()
     await desk.look()
