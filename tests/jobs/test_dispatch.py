@@ -74,7 +74,7 @@ async def test_work_that_came_as_its_model_was_unloaded_goes_back_when_there_is_
     only = ScriptedNode(wire, A)
     await desk.refresh()
     asking = desk.ask()
-    only.fail(await only.take(), "model_not_ready")
+    only.fail(await only.take(), Outcome.MODEL_NOT_READY)
     again = await only.take()
     assert again.attempt == 2
     only.done(again, body=b"data: [DONE]\n\n")
