@@ -259,3 +259,22 @@ async def test_a_broker_that_is_never_reached_is_told_once_for_each_reason(caplo
 def test_a_certificate_that_is_not_trusted_is_told_with_the_remedy(error, remedy):
     assert (remedy or "") in (remedy_for(error) or "")
     assert (remedy_for(error) is None) == (remedy is None)
+
+
+async def test_it_ends_when_told_to_though_an_answer_comes_at_that_moment(access):
+    # The client library loses about one cancellation in eight that meets an answer: hence so many tries.
+    for n in range(40):
+        owner = Owner()
+        owner.mailbox.identify(NODE, 7, 0.001, 2.0)  # an answer every moment
+        await owner.mailbox.use(access)
+        task = asyncio.create_task(owner.mailbox.run())
+        await until(lambda: owner.mailbox.connected)
+        await asyncio.sleep(0.0005 * (n % 10))
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=5.0)
+        while rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            for other in rest:  # the group would not cancel its tasks a second time
+                other.cancel()
+            await asyncio.sleep(0.001)
+        await owner.mailbox.close()
+        assert done, "it went on"
