@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from worker_agent import hardware, log, preflight, quiet
 from worker_agent.attempts import Attempts
+from worker_agent.beside import beside, first_of
 from worker_agent.contract import (
     BeatReply,
     Cancel,
@@ -64,7 +65,9 @@ class Agent:
         self.coordinator = Coordinator(settings.coordinator)
         self.session = Session(settings, identity, gpus, self.coordinator)
         self.engines = Engines(
-            *(settings, identity.folder, self._gauge),
+            settings,
+            identity.folder,
+            self._gauge,
             on_change=self.session.beat_now,
             on_lost=lambda model, why: self.attempts.lose(model, why),
         )
@@ -229,14 +232,9 @@ class Agent:
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T | None:
         """The result, or None if a signal came first."""
-        task, told = asyncio.create_task(work), asyncio.create_task(self._told_to_stop.wait())
-        try:
-            await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else None
-        finally:
-            for each in (task, told):
-                each.cancel()
-            await asyncio.gather(task, told, return_exceptions=True)
+        async with beside(work, self._told_to_stop.wait()) as tasks:
+            await first_of(tasks)
+            return tasks[0].result() if tasks[0].done() else None
 
     async def _stop_when_told(self) -> None:
         await self._told_to_stop.wait()
@@ -252,11 +250,8 @@ class Agent:
 
     async def _or_hurry(self, work: Coroutine[Any, Any, object], seconds: float) -> None:
         """Wait for `work`, but not longer than `seconds`, and not at all once told twice to stop."""
-        task, hurry = asyncio.create_task(work), asyncio.create_task(self._hurry.wait())
-        await asyncio.wait({task, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for each in (task, hurry):
-            each.cancel()
-        await asyncio.gather(task, hurry, return_exceptions=True)
+        async with beside(work, self._hurry.wait()) as tasks:
+            await first_of(tasks, seconds)
 
     async def _end(self) -> None:
         """However it came: nothing is left running."""
@@ -284,10 +279,9 @@ async def serve(settings: Settings) -> None:
     if len(gpus) == 0:
         log.event(_logger, logging.INFO, "no NVIDIA GPU found: joining as a CPU node")
     elif len(gpus) > (used := gpus_used(settings.engine_args)):
-        log.event(
-            *(_logger, logging.WARNING, "not all GPUs are used by this agent"), gpus=len(gpus), used=used,
-            remedy="--engine-args '--tensor-parallel-size N', or an agent for each by CUDA_VISIBLE_DEVICES",
-        )  # fmt: skip
+        words = "not all GPUs are used by this agent"
+        remedy = "--engine-args '--tensor-parallel-size N', or an agent for each by CUDA_VISIBLE_DEVICES"
+        log.event(_logger, logging.WARNING, words, gpus=len(gpus), used=used, remedy=remedy)
     if version is not None:
         log.event(_logger, logging.INFO, "engine found", python=settings.engine_python, vllm=version or None)
     with contextlib.ExitStack() as held:

@@ -60,13 +60,12 @@ class Attempts:
             self._answer(work, refused(work, Outcome.DRAINING, "the node takes no more work"))
         elif engine is None or engine.client is None:
             self._answer(work, refused(work, Outcome.MODEL_NOT_READY, f"{work.model} is not ready here"))
-        elif self._count(work.model) >= 2 * engine.slots:
+        elif engine.pulse.in_flight >= 2 * engine.slots:
             # The coordinator counts slots; this only keeps a mistake of its from drowning the engine.
             self._answer(work, refused(work, Outcome.ENGINE_BUSY, "twice as much as there are slots"))
         else:
-            completion = Completion(
-                *(work, engine.client, self._emit_for(work), engine.pulse.meter), engine.translation(work)
-            )
+            emit, translation = self._emit_for(work), engine.translation(work)
+            completion = Completion(work, engine.client, emit, engine.pulse.meter, translation)
             engine.pulse.began()
             task = asyncio.create_task(self._run(key, completion, engine))
             self._running[key] = (completion, task)
@@ -106,9 +105,6 @@ class Attempts:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _count(self, model: str) -> int:
-        return sum(1 for completion, _ in self._running.values() if completion.work.model == model)
-
     def _emit_for(self, work: Work) -> Emit:
         if not work.reply:
             return lambda reply: True  # asynchronous work: only its last word counts, and that is reported
@@ -134,10 +130,15 @@ class Attempts:
                 self._report(work, reply)
             if isinstance(reply, Failed) and reply.outcome is not Outcome.CANCELLED:
                 log.event(
-                    *(_logger, logging.WARNING, "attempt failed"),
-                    job=work.job, attempt=work.attempt, model=work.model,
-                    outcome=reply.outcome, why=reply.message,
-                )  # fmt: skip
+                    _logger,
+                    logging.WARNING,
+                    "attempt failed",
+                    job=work.job,
+                    attempt=work.attempt,
+                    model=work.model,
+                    outcome=reply.outcome,
+                    why=reply.message,
+                )
         except Exception as error:  # noqa: BLE001 - one attempt must not end the others
             log.event(_logger, logging.ERROR, "attempt broke", job=work.job, why=repr(type(error)))
             self._answer(work, refused(work, Outcome.ENGINE_ERROR, "the agent made a mistake"))

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from worker_agent import hardware, hints, log, memory, weights
+from worker_agent.beside import beside, first_of
 from worker_agent.contract import Work
-from worker_agent.engine_client import EngineClient, EngineError
+from worker_agent.engine_client import EngineClient
 from worker_agent.engine_state import EngineState
 from worker_agent.gauge import Gauge
 from worker_agent.launch import ModelChoice, engine_command, engine_environment, free_port
-from worker_agent.loading import LoadFailed, is_alive, until_serving
-from worker_agent.meter import EngineLoad, parse_metrics
+from worker_agent.loading import LoadFailed, is_alive, load_of, until_serving
+from worker_agent.meter import EngineLoad
 from worker_agent.plan import Phase, Wish
 from worker_agent.process import EngineProcess
 from worker_agent.remembered import Lesson, Remembered
@@ -88,13 +89,7 @@ class Engine(EngineState):
             self._load = load  # else the figures stay those of the last beat; its death is noticed elsewhere
 
     async def _look(self) -> EngineLoad | None:
-        if self.client is None:
-            return None
-        try:
-            status, body = await self.client.get("/metrics", timeout=2.0)
-        except EngineError:
-            return None
-        return parse_metrics(body.decode("utf-8", "replace")) if status == 200 else None
+        return None if self.client is None else await load_of(self.client)
 
     # -- what it is told -------------------------------------------------------------------------------
     def start(self) -> asyncio.Task[None]:
@@ -176,18 +171,15 @@ class Engine(EngineState):
 
     async def _while_alive(self, process: EngineProcess, work: Coroutine[Any, Any, _T]) -> _T:
         """The result of `work`. Raises `EngineFailed` if the engine ends first."""
-        ended, task = asyncio.create_task(process.wait()), asyncio.create_task(work)
-        try:
-            await asyncio.wait({ended, task}, return_when=asyncio.FIRST_COMPLETED)
+        async with beside(process.wait(), work) as tasks:
+            await first_of(tasks)
+            ended, task = tasks
             if task.done():
-                return task.result()
+                result: _T = task.result()
+                return result
             told = f"the engine ended with {_ended(ended.result())}"
             error = hints.last_error(process.output())
             raise EngineFailed(f"{told}: {error}" if error else told, told)
-        finally:
-            for each in (ended, task):
-                each.cancel()
-            await asyncio.gather(ended, task, return_exceptions=True)
 
     async def _spawn(self) -> EngineProcess:
         settings, choice, gauge = self._settings, self.choice, self._gauge
@@ -222,10 +214,9 @@ class Engine(EngineState):
         """Wait until it serves; tell how far it is. Raises `LoadFailed`."""
         client, name, started = self.client, self.choice.name, time.monotonic()
         assert client is not None
-        ended = asyncio.create_task(process.wait())
-        serving = asyncio.create_task(until_serving(client, name))
         limit, tell_at, step = started + self._settings.load_seconds, 0.0, ""
-        try:
+        async with beside(process.wait(), until_serving(client, name)) as tasks:
+            ended, serving = tasks
             while not serving.done():
                 now = time.monotonic()
                 if ended.done():
@@ -237,13 +228,8 @@ class Engine(EngineState):
                     tell_at, step = now + _TELL_SECONDS, said
                     seconds = round(now - started)
                     log.event(_logger, logging.INFO, "loading model", model=name, seconds=seconds, step=step)
-                pause = min(_LOOK_SECONDS, limit - now)
-                await asyncio.wait({ended, serving}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                await first_of(tasks, min(_LOOK_SECONDS, limit - now))
             self.version, self.max_model_len = serving.result()
-        finally:
-            for task in (ended, serving):
-                task.cancel()
-            await asyncio.gather(ended, serving, return_exceptions=True)
         self.can_sleep = self._settings.sleep_mode and await can_sleep(client)
         await self._learn(process, round(time.monotonic() - started, 1))
         self._up()
@@ -278,10 +264,15 @@ class Engine(EngineState):
         used, name = await self._gauge.used(process.pid), self.choice.name
         self._remembered.learn(self._key, Lesson(used, load_seconds))
         log.event(
-            *(_logger, logging.INFO, "model ready"),
-            model=name, seconds=load_seconds, engine=self.version, context=self.max_model_len,
+            _logger,
+            logging.INFO,
+            "model ready",
+            model=name,
+            seconds=load_seconds,
+            engine=self.version,
+            context=self.max_model_len,
             memory=memory.human(used) if used else None,
-        )  # fmt: skip
+        )
 
     def _up(self) -> None:
         self.proven, self.given_up, self.up_since = True, 0, time.monotonic()
@@ -295,21 +286,16 @@ class Engine(EngineState):
         client, name = self.client, self.choice.name
         assert client is not None
         patience = Patience(self._settings.canary_seconds, self._settings.abort_seconds)
-        hung = asyncio.create_task(
-            until_hung(
-                self.pulse, patience, look=self._look, canary=lambda seconds: is_alive(client, name, seconds)
-            )
+        watching = until_hung(
+            self.pulse, patience, look=self._look, canary=lambda seconds: is_alive(client, name, seconds)
         )
-        order = asyncio.create_task(self._orders.get())
-        try:
-            await asyncio.wait({hung, order}, return_when=asyncio.FIRST_COMPLETED)
+        async with beside(watching, self._orders.get()) as tasks:
+            await first_of(tasks)
+            hung, order = tasks
             if order.done():
-                return order.result()
+                told: Order = order.result()
+                return told
             reason = f"the engine hung: {hung.result()}"
-        finally:
-            for task in (hung, order):
-                task.cancel()
-            await asyncio.gather(hung, order, return_exceptions=True)
         log.event(_logger, logging.ERROR, "engine hangs, killing it", model=name, why=reason)
         if self.process is not None:
             self.process.kill()

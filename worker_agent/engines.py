@@ -44,7 +44,7 @@ class Engines:
         remembered = Remembered(folder / "needs.json")
         self._engines = {
             choice.name: Engine(
-                *(choice, settings, folder, gauge, remembered), on_change=self._changed, on_lost=on_lost
+                choice, settings, folder, gauge, remembered, on_change=self._changed, on_lost=on_lost
             )
             for choice in (*settings.models, *settings.offers)
         }
@@ -64,10 +64,9 @@ class Engines:
         for name, engine in self._engines.items():
             engine.estimate = on_gpu[name] if self._gauge.has_gpu else memory.cpu_need(sizes[name], cache)
             if why := engine.never_fits:
-                log.event(
-                    *(_logger, logging.ERROR, "a model can never be loaded here"),
-                    model=name, why=why, remedy="a smaller --vram-reserve, or --need where it is wrong",
-                )  # fmt: skip
+                words = "a model can never be loaded here"
+                remedy = "a smaller --vram-reserve, or --need where it is wrong"
+                log.event(_logger, logging.ERROR, words, model=name, why=why, remedy=remedy)
 
     def _wish_for_start_list(self) -> None:
         for choice in self._settings.models:

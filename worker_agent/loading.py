@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 
 from worker_agent.engine_client import EngineClient, EngineError
+from worker_agent.meter import EngineLoad, parse_metrics
 
 _POLL_SECONDS = 0.25
 _WARM_UP_SECONDS = 300.0
@@ -57,6 +58,15 @@ async def is_healthy(client: EngineClient) -> bool:
         return (await client.get("/health", timeout=2.0))[0] == 200
     except EngineError:
         return False
+
+
+async def load_of(client: EngineClient) -> EngineLoad | None:
+    """What the engine's /metrics say of its batch; None if it does not answer within 2 s."""
+    try:
+        status, body = await client.get("/metrics", timeout=2.0)
+    except EngineError:
+        return None
+    return parse_metrics(body.decode("utf-8", "replace")) if status == 200 else None
 
 
 async def one_token(client: EngineClient, name: str, seconds: float) -> str | None:

@@ -11,10 +11,11 @@ import msgspec
 
 from worker_agent import log
 from worker_agent.backoff import Backoff
+from worker_agent.beside import beside, first_of
 from worker_agent.contract import ModelReport, ModelState, Work
 from worker_agent.engine_client import EngineClient, EngineError
-from worker_agent.loading import is_alive, one_token
-from worker_agent.meter import EngineLoad, parse_metrics
+from worker_agent.loading import is_alive, load_of, one_token
+from worker_agent.meter import EngineLoad
 from worker_agent.options import RemoteChoice
 from worker_agent.serving import Pulse
 from worker_agent.settings import Settings
@@ -67,14 +68,8 @@ class Remote:
         self._load = EngineLoad()
         self._known_down = False
         if choice.is_exposed:
-            where = choice.where
-            log.event(
-                _logger,
-                logging.WARNING,
-                "prompts go over the network unencrypted",
-                model=choice.name,
-                to=where,
-            )
+            words = "prompts go over the network unencrypted"
+            log.event(_logger, logging.WARNING, words, model=choice.name, to=choice.where)
 
     def translation(self, work: Work) -> Renaming:
         """Its names for the model and for answers are not ours."""
@@ -143,25 +138,20 @@ class Remote:
         """While it serves. Raises `_Down`."""
         # Not asked for tokens while it is idle: such servers unload by themselves what is not used.
         patience = Patience(self._settings.canary_seconds, float("inf"), 0.0)
-        hung = asyncio.create_task(
-            until_hung(self.pulse, patience, look=self._look, canary=self._canary, only_by_steps=True)
-        )
-        try:
+        watching = until_hung(self.pulse, patience, look=self._look, canary=self._canary, only_by_steps=True)
+        async with beside(watching) as tasks:
+            (hung,) = tasks
             while not hung.done():
-                await asyncio.wait({hung}, timeout=self._check_every)
+                await first_of(tasks, self._check_every)
                 if not hung.done():
                     await self._check()
             raise _Down(hung.result())
-        finally:
-            hung.cancel()
-            await asyncio.gather(hung, return_exceptions=True)
 
     def _lose(self, why: str) -> None:
         if self.is_ready or not self._known_down or why != self.reason:
-            log.event(
-                *(_logger, logging.WARNING, "an engine that is not ours does not serve"),
-                model=self.choice.name, at=self.choice.where, why=why,
-            )  # fmt: skip
+            words = "an engine that is not ours does not serve"
+            where = self.choice.where
+            log.event(_logger, logging.WARNING, words, model=self.choice.name, at=where, why=why)
         was_ready, self.is_ready = self.is_ready, False
         changed = was_ready or not self._known_down
         self.reason, self._known_down = why, True
@@ -192,11 +182,7 @@ class Remote:
 
     async def _look(self) -> EngineLoad | None:
         assert self.client is not None
-        try:
-            status, body = await self.client.get("/metrics", timeout=2.0)
-        except EngineError:
-            return None
-        return parse_metrics(body.decode("utf-8", "replace")) if status == 200 else None
+        return await load_of(self.client)
 
     async def _canary(self, seconds: float) -> bool:
         assert self.client is not None

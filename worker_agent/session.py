@@ -189,10 +189,15 @@ class Session:
         self._coordinator.authenticate(credential.node, credential.secret)
         self._registered = registered
         log.event(
-            *(_logger, logging.INFO, "registered"),
-            node=registered.node, name=self._identity.name, incarnation=registered.incarnation,
-            state=registered.state, gpus=len(self._gpus),
-        )  # fmt: skip
+            _logger,
+            logging.INFO,
+            "registered",
+            node=registered.node,
+            name=self._identity.name,
+            incarnation=registered.incarnation,
+            state=registered.state,
+            gpus=len(self._gpus),
+        )
         if registered.state == "pending":
             log.event(_logger, logging.INFO, "waiting for an admin to approve this node")
         return registered

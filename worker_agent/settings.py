@@ -106,7 +106,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_models(add: Any) -> None:
     add(
-        *("--model", "-m"),
+        "--model",
+        "-m",
         type=options.model,
         action="append",
         metavar="NAME[=SOURCE]",
@@ -206,13 +207,13 @@ def _add_running(add: Any) -> None:
         help="credentials, engine logs, measured needs (default: XDG state folder)",
     )
     add(
-        *("--grace-seconds",),
+        "--grace-seconds",
         type=options.seconds,
         metavar="S",
         help="on SIGTERM or Ctrl-C, time for running requests to end (default: 30); a second signal ends it",
     )
     add(
-        *("--connect-seconds",),
+        "--connect-seconds",
         type=options.seconds,
         metavar="S",
         help="how long to try to reach the coordinator at the start (default: 30)",

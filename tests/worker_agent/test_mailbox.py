@@ -268,7 +268,7 @@ async def test_it_ends_when_told_to_though_an_answer_comes_at_that_moment(access
         owner.mailbox.identify(NODE, 7, 0.001, 2.0)  # an answer every moment
         await owner.mailbox.use(access)
         task = asyncio.create_task(owner.mailbox.run())
-        await until(lambda: owner.mailbox.connected)
+        await until(lambda mailbox=owner.mailbox: mailbox.connected)
         await asyncio.sleep(0.0005 * (n % 10))
         task.cancel()
         done, _ = await asyncio.wait({task}, timeout=5.0)
