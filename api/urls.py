@@ -3,6 +3,9 @@
 from django.urls import path, re_path
 
 from api import views
+from nodes.steering import MODEL_VERBS, NODE_VERBS
+
+_NODE_VERBS, _MODEL_VERBS = "|".join(NODE_VERBS), "|".join(MODEL_VERBS)
 
 urlpatterns = [
     path("v1/completions", views.CompletionView.as_view()),
@@ -12,10 +15,8 @@ urlpatterns = [
     path("jobs", views.JobsView.as_view()),
     path("jobs/<str:job>", views.JobView.as_view()),
     path("workers", views.WorkersView.as_view()),
-    re_path(
-        r"^workers/(?P<node>[\w.-]+)/models/(?P<verb>load|unload|pin|unpin)$", views.WorkerModelView.as_view()
-    ),
-    re_path(r"^workers/(?P<node>[\w.-]+)/(?P<verb>approve|drain|resume|revoke)$", views.WorkerView.as_view()),
+    re_path(rf"^workers/(?P<node>[\w.-]+)/models/(?P<verb>{_MODEL_VERBS})$", views.WorkerModelView.as_view()),
+    re_path(rf"^workers/(?P<node>[\w.-]+)/(?P<verb>{_NODE_VERBS})$", views.WorkerView.as_view()),
     path("cluster/status", views.ClusterStatusView.as_view()),
     path("healthz", views.HealthView.as_view()),
     path("readyz", views.ReadyView.as_view()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from nodes import registry
+from nodes import registry, steering
 from nodes.models import EnrolmentToken, Gpu, Node, NodeEvent, NodeModel, NodeSample
 
 
@@ -199,19 +198,19 @@ class NodeAdmin(ReadOnly):
 
     @admin.action(description="Approve (let it work)", permissions=["operate"])
     def approve(self, request: HttpRequest, nodes: QuerySet[Node]) -> None:
-        self._each(request, nodes, registry.approve, "Approved")
+        self._each(request, nodes, steering.approve, "Approved")
 
     @admin.action(description="Drain (no new work)", permissions=["operate"])
     def drain(self, request: HttpRequest, nodes: QuerySet[Node]) -> None:
-        self._each(request, nodes, registry.drain, "Draining")
+        self._each(request, nodes, steering.drain, "Draining")
 
     @admin.action(description="Resume", permissions=["operate"])
     def resume(self, request: HttpRequest, nodes: QuerySet[Node]) -> None:
-        self._each(request, nodes, registry.resume, "Resumed")
+        self._each(request, nodes, steering.resume, "Resumed")
 
     @admin.action(description="Revoke (cut off for good)", permissions=["operate"])
     def revoke(self, request: HttpRequest, nodes: QuerySet[Node]) -> None:
-        self._each(request, nodes, registry.revoke, "Revoked")
+        self._each(request, nodes, steering.revoke, "Revoked")
 
 
 @admin.register(NodeModel)
@@ -250,19 +249,19 @@ class NodeModelAdmin(ReadOnly):
 
     @admin.action(description="Load", permissions=["operate"])
     def load(self, request: HttpRequest, rows: QuerySet[NodeModel]) -> None:
-        self._each(request, rows, registry.load, "Asked to load")
+        self._each(request, rows, steering.load, "Asked to load")
 
     @admin.action(description="Unload", permissions=["operate"])
     def unload(self, request: HttpRequest, rows: QuerySet[NodeModel]) -> None:
-        self._each(request, rows, registry.unload, "Asked to unload")
+        self._each(request, rows, steering.unload, "Asked to unload")
 
     @admin.action(description="Pin (never unload for another model)", permissions=["operate"])
     def pin(self, request: HttpRequest, rows: QuerySet[NodeModel]) -> None:
-        self._each(request, rows, functools.partial(registry.pin, pinned=True), "Pinned")
+        self._each(request, rows, steering.pin, "Pinned")
 
     @admin.action(description="Unpin", permissions=["operate"])
     def unpin(self, request: HttpRequest, rows: QuerySet[NodeModel]) -> None:
-        self._each(request, rows, functools.partial(registry.pin, pinned=False), "Unpinned")
+        self._each(request, rows, steering.unpin, "Unpinned")
 
 
 @admin.register(NodeSample)

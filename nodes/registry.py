@@ -1,4 +1,4 @@
-"""What can be done with a node: the verbs behind every door (agents' API, admin, commands, tasks).
+"""What agents ask of the registry, and what it does by itself. `nodes.steering` has what operators ask.
 
 A verb changes the ledger in one transaction, then publishes the node for routing. The verbs block; async
 callers run them in a thread. All raise `redis.RedisError` when the wire is away, with the ledger unchanged
@@ -8,7 +8,6 @@ or already true, so that calling again is safe.
 from __future__ import annotations
 
 import datetime
-import logging
 import re
 import secrets
 from dataclasses import dataclass
@@ -27,24 +26,16 @@ from nodes.models import EnrolmentToken, Gpu, Node, NodeModel, NodeState
 from worker_agent.contract import (
     PROTOCOL,
     BeatReply,
-    Drain,
     Goodbye,
     Heartbeat,
-    Load,
     ModelReport,
-    Pin,
     RedisAccess,
     Register,
     Registered,
-    Resume,
-    Unload,
     control_key,
-    encode,
     inbox_key,
     lease_key,
 )
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -370,93 +361,12 @@ def goodbye(node: Node, message: Goodbye) -> None:
     acl.withdraw(blocking(), node.pk)
 
 
-# -- what operators ask for ----------------------------------------------------------------------------
-
-
-def approve(node: Node, by: str) -> bool:
-    """Let a pending node work. Returns whether it was pending."""
-    made = move(node, Move.APPROVE, f"approved by {by}")
-    if made:
-        publish(node)
-    return made
-
-
-def drain(node: Node, by: str) -> bool:
-    """No new work; what runs finishes. Holds over restarts of the agent until `resume`."""
-    made = move(node, Move.DRAIN, f"drained by {by}", drain_wanted=True)
-    if not made:
-        Node.objects.filter(pk=node.pk).update(drain_wanted=True)
-    publish(node)
-    _tell(node, encode(Drain()))
-    return made
-
-
-def resume(node: Node, by: str) -> bool:
-    """Take work again."""
-    made = move(node, Move.RESUME, f"resumed by {by}", drain_wanted=False)
-    if not made:
-        Node.objects.filter(pk=node.pk).update(drain_wanted=False)
-    publish(node)
-    _tell(node, encode(Resume()))
-    return made
-
-
-def revoke(node: Node, by: str) -> bool:
-    """Cut a node off for good: its Redis user and open connections at once, its secret with the next call."""
-    made = move(node, Move.REVOKE, f"revoked by {by}")
-    acl.withdraw(blocking(), node.pk)
-    publish(node)
-    return made
-
-
-def load(node: Node, model: str, by: str) -> None:
-    """Ask a node to load a model it offers. Raises `Refusal` 404 or 409."""
-    row = _offered(node, model)
-    if not row.fits:
-        raise Refusal(409, "model_does_not_fit", f"{model} can never be loaded on {node.name}: {row.reason}")
-    _tell(node, encode(Load(model)))
-    note(node, f"{by} asked for {model} to be loaded")
-
-
-def unload(node: Node, model: str, by: str) -> None:
-    """Ask a node to finish what runs with a model and free its memory. Raises `Refusal` 404."""
-    _offered(node, model)
-    _tell(node, encode(Unload(model)))
-    note(node, f"{by} asked for {model} to be unloaded")
-
-
-def pin(node: Node, model: str, by: str, *, pinned: bool) -> None:
-    """Whether a model may be unloaded for another; holds over restarts. Raises `Refusal` 404."""
-    _offered(node, model)
-    node.models.filter(name=model).update(pin_wanted=pinned)
-    _tell(node, encode(Pin(model, pinned)))
-    note(node, f"{by} {'pinned' if pinned else 'unpinned'} {model}")
-
-
-def _offered(node: Node, model: str) -> NodeModel:
-    row = node.models.filter(name=model).first()
-    if row is None:
-        raise Refusal(404, "model_not_offered", f"node {node.name} does not offer {model}")
-    return row
-
-
-def _tell(node: Node, message: bytes) -> None:
-    blocking().xadd(control_key(node.pk), {"m": message}, maxlen=1000)
-
-
-def delete(node: Node) -> None:
-    """Forget a node and its history."""
-    acl.withdraw(blocking(), node.pk)
-    view.withdraw(blocking(), node.pk)
-    node.delete()
-
-
 # -- what nobody asks for ------------------------------------------------------------------------------
 
 
 def publish(node: Node) -> None:
     """Make the ledger's word on a node what routing sees."""
-    view.publish(blocking(), [view.of(Node.objects.prefetch_related("gpus", "models").get(pk=node.pk))])
+    view.publish(blocking(), [view.of(Node.objects.prefetch_related("models").get(pk=node.pk))])
 
 
 def mark_unhealthy() -> int:
@@ -480,7 +390,7 @@ def mark_unhealthy() -> int:
 def heal() -> None:
     """Rebuild what Redis should hold, from the ledger, after it came back empty. Safe to run at any time."""
     client = blocking()
-    nodes = Node.objects.exclude(state=NodeState.REVOKED).prefetch_related("gpus", "models")
+    nodes = Node.objects.exclude(state=NodeState.REVOKED).prefetch_related("models")
     for node in nodes:
         if node.redis_password_sha256 and not acl.exists(client, node.pk) and node.state != NodeState.GONE:
             acl.restore(client, node.pk, node.redis_password_sha256)

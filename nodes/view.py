@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import msgspec
 import redis
@@ -36,12 +36,9 @@ class ModelView(Struct, frozen=True, array_like=True):
     slots: int
     max_model_len: int
     kv_cache_usage: float
-    tokens_per_s: float
     ttft_ms: float
-    engine: str
     fits: bool
     need: int
-    load_seconds: float
     reason: str
 
 
@@ -51,12 +48,8 @@ class NodeView(Struct, frozen=True, array_like=True):
     state: str
     incarnation: int
     models: list[ModelView]
-    gpu_names: list[str]
-    vram_total: int
-    vram_free: int
     memory_budget: int
     memory_used: int
-    labels: dict[str, str]
     updated_at: float  # seconds since the epoch
 
     @property
@@ -69,8 +62,7 @@ _decode = msgspec.msgpack.Decoder(NodeView).decode
 
 
 def of(node: Node) -> NodeView:
-    """Read a node from the ledger. Two queries, none when `gpus` and `models` are prefetched."""
-    gpus = list(node.gpus.all())
+    """Read a node from the ledger. One query, none when `models` are prefetched."""
     return NodeView(
         id=node.pk,
         name=node.name,
@@ -83,62 +75,41 @@ def of(node: Node) -> NodeView:
                 m.slots,
                 m.max_model_len,
                 m.kv_cache_usage,
-                m.tokens_per_s,
                 m.ttft_ms,
-                m.engine,
                 m.fits,
                 m.need,
-                m.load_seconds,
                 m.reason,
             )
             for m in node.models.all()
         ],
-        gpu_names=[g.name for g in gpus],
-        vram_total=sum(g.vram_total for g in gpus),
-        vram_free=sum(g.vram_free for g in gpus),
         memory_budget=node.memory_budget,
         memory_used=node.memory_used,
-        labels=node.labels,
         updated_at=(node.last_beat_at or node.enrolled_at).timestamp(),
     )
 
 
-def publish(client: redis.Redis, views: Iterable[NodeView]) -> None:
+def publish(client: redis.Redis, views: Sequence[NodeView]) -> None:
     """Make the views current, atomically for each node. Raises `redis.RedisError`."""
-    known = _places(client)
+    if not views:
+        return
+    # What a node had before says which of its places may have to be closed: to look through everybody's
+    # would cost each heartbeat more the more nodes there are.
+    before = cast("list[bytes | None]", client.hmget(NODES, [view.id for view in views]))
     with client.pipeline(transaction=True) as pipe:
-        for view in views:
-            open_places: dict[Any, Any] = {
-                f"{view.id}/{m.name}": str(m.slots)
-                for m in view.models
-                if view.takes_work and m.state == ModelState.READY
-            }
-            closed = [p for p in known if p.startswith(f"{view.id}/") and p not in open_places]
-            if closed:
-                pipe.hdel(SLOTS, *closed)
-            if open_places:
-                pipe.hset(SLOTS, mapping=open_places)
+        for view, packed in zip(views, before, strict=True):
+            had = {m.name for m in _decode(packed).models} if packed else set()
+            now = {m.name: m for m in view.models}
+            ready = {n for n, m in now.items() if view.takes_work and m.state == ModelState.READY}
+            if closed := (had | now.keys()) - ready:
+                pipe.hdel(SLOTS, *(f"{view.id}/{name}" for name in closed))
+            for name in ready:
+                pipe.hset(SLOTS, f"{view.id}/{name}", str(now[name].slots))
             if view.state == NodeState.REVOKED:
                 pipe.hdel(NODES, view.id)
             else:
                 pipe.hset(NODES, view.id, _encode(view))
         pipe.set(VERSION, secrets.token_hex(8))
         pipe.execute()
-
-
-def withdraw(client: redis.Redis, node: str) -> None:
-    """Forget a node that was deleted."""
-    places = [p for p in _places(client) if p.startswith(f"{node}/")]
-    with client.pipeline(transaction=True) as pipe:
-        if places:
-            pipe.hdel(SLOTS, *places)
-        pipe.hdel(NODES, node)
-        pipe.set(VERSION, secrets.token_hex(8))
-        pipe.execute()
-
-
-def _places(client: redis.Redis) -> list[str]:
-    return [p.decode() if isinstance(p, bytes) else p for p in client.hkeys(SLOTS)]
 
 
 class Snapshot:

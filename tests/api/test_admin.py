@@ -129,7 +129,7 @@ def test_an_action_that_does_nothing_says_so_and_is_not_logged(admin_client, row
 
 
 def test_with_redis_away_the_admin_says_so(admin_client, rows, wire):
-    wire.execute_command("ACL", "SETUSER", "default", "-hkeys")
+    wire.execute_command("ACL", "SETUSER", "default", "-hmget")
     try:
         said = act(admin_client, Node, "drain", rows["one"])
     finally:

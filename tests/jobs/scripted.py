@@ -92,7 +92,7 @@ class ScriptedNode:
         """Make the node what routing sees; fields of the model may change on the way."""
         for name, value in changes.items():
             setattr(self.model, name, value)
-        self.node._prefetched_objects_cache = {"gpus": [], "models": [self.model]}  # type: ignore[attr-defined]
+        self.node._prefetched_objects_cache = {"models": [self.model]}  # type: ignore[attr-defined]
         view.publish(self.wire, [view.of(self.node)])
 
     # -- what the coordinator sent ---------------------------------------------------------------------

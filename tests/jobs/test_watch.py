@@ -11,7 +11,7 @@ from gputorrent.redis import Pipe, asynchronous
 from jobs import dispatch
 from jobs.board import Board
 from jobs.models import JobState
-from nodes import registry, view
+from nodes import steering, view
 from tests.jobs.scripted import ScriptedNode, until, work
 from tests.nodes.agents import enrol, model
 from worker_agent.contract import Cancel, Load, ModelState, decode_work, inbox_key, lease_key
@@ -149,7 +149,8 @@ async def test_a_stream_of_a_node_that_is_revoked_ends_at_the_next_look(desk, no
     asking = desk.ask()
     node.chunk(await node.take(), 0, b"data: 1\n\n")
     await asking.first()
-    view.withdraw(wire, A)
+    node.node.state = "revoked"
+    node.publish()
     await desk.refresh()
     await desk.look(later=2)
     with pytest.raises(dispatch.UpstreamFailed, match="revoked"):
@@ -304,7 +305,7 @@ async def test_the_snapshot_follows_the_registry(desk, wire):
     wire.set(lease_key(row.pk), "1")
     await desk.refresh()
     assert desk.dispatcher.snapshot.leased == {row.pk}
-    await sync_to_async(registry.revoke)(row, "ann")
+    await sync_to_async(steering.revoke)(row, "ann")
     await desk.refresh()
     assert desk.dispatcher.snapshot.nodes == {}
     assert desk.dispatcher.snapshot.by_model == {}

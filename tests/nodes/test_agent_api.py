@@ -9,7 +9,7 @@ import pytest
 import redis
 from django.apps import apps
 
-from nodes import registry
+from nodes import registry, steering
 from nodes.models import Node, NodeState
 from tests.nodes.agents import enrol, heartbeat, registration
 from worker_agent.contract import GOODBYE, HEARTBEAT, REGISTER, BeatReply, Goodbye, Refused, Registered
@@ -192,7 +192,7 @@ def test_a_fenced_agent_hears_409_and_a_revoked_one_403(client):
     node, identity = enrol()
     assert send(client, HEARTBEAT, heartbeat(2), bearer(identity)).status_code == 409
     assert send(client, GOODBYE, Goodbye(2), bearer(identity)).status_code == 409
-    registry.revoke(node, "ann")
+    steering.revoke(node, "ann")
     assert send(client, HEARTBEAT, heartbeat(), bearer(identity)).status_code == 403
 
 

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from gputorrent import credentials
-from nodes import acl, registry
+from nodes import acl, registry, steering
 from nodes.models import EnrolmentToken, Node, NodeEvent, NodeState
 from nodes.registry import Refusal, new_token
 from tests.nodes.agents import HERE, enrol, registration, restart
@@ -79,7 +79,7 @@ def test_a_token_that_needs_approval_makes_a_node_wait_for_it():
     node, answer = enrol(needs_approval=True)
     assert answer.state == node.state == NodeState.PENDING
     assert restart(answer).state == NodeState.PENDING
-    assert registry.approve(node, "ann")
+    assert steering.approve(node, "ann")
     assert restart(answer).state == NodeState.ONLINE
 
 
@@ -137,7 +137,7 @@ def test_a_wrong_identity_is_refused(changes):
 
 def test_a_revoked_node_stays_out():
     node, answer = enrol()
-    registry.revoke(node, "ann")
+    steering.revoke(node, "ann")
     refusal = refused(node=answer.node, secret=answer.secret)
     assert (refusal.status, refusal.code) == (403, "node_revoked")
     assert "ann" in refusal.message

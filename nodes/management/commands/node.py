@@ -10,16 +10,8 @@ import redis
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from nodes import registry
+from nodes import registry, steering
 from nodes.models import Node
-
-_VERBS = {
-    "approve": registry.approve,
-    "drain": registry.drain,
-    "resume": registry.resume,
-    "revoke": registry.revoke,
-}
-_MODEL_VERBS = ("load", "unload", "pin", "unpin")
 
 
 class Command(BaseCommand):
@@ -28,9 +20,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True)
         verbs.add_parser("list")
-        for verb in _VERBS:
+        for verb in steering.NODE_VERBS:
             verbs.add_parser(verb).add_argument("node", help="name or id")
-        for verb in _MODEL_VERBS:
+        for verb in steering.MODEL_VERBS:
             with_model = verbs.add_parser(verb)
             with_model.add_argument("node", help="name or id")
             with_model.add_argument("model")
@@ -39,28 +31,19 @@ class Command(BaseCommand):
         if verb == "list":
             self._list()
             return
-        node = self._find(options["node"])
         by = _who()
         try:
-            if verb in _VERBS:
-                changed = _VERBS[verb](node, by)
+            node = steering.find(options["node"])
+            if verb in steering.NODE_VERBS:
+                changed = steering.NODE_VERBS[verb](node, by)
                 self.stdout.write(f"{node.name} is {node.state}" + ("" if changed else ": nothing to do"))
-            elif verb in {"load", "unload"}:
-                (registry.load if verb == "load" else registry.unload)(node, options["model"], by)
-                self.stdout.write(f"{node.name} was asked to {verb} {options['model']}")
             else:
-                registry.pin(node, options["model"], by, pinned=verb == "pin")
-                self.stdout.write(f"{options['model']} is {verb}ned on {node.name}")
+                steering.MODEL_VERBS[verb](node, options["model"], by)
+                self.stdout.write(f"{node.name} was asked to {verb} {options['model']}")
         except registry.Refusal as e:
-            raise CommandError(str(e)) from None
+            raise CommandError(f"{e}: see `manage.py node list`") from None
         except redis.RedisError as e:
             raise CommandError(f"Redis is away ({type(e).__name__}): check REDIS_URL") from None
-
-    def _find(self, name: str) -> Node:
-        node = Node.objects.filter(name=name).first() or Node.objects.filter(pk=name).first()
-        if node is None:
-            raise CommandError(f"no node is called {name!r}: see `manage.py node list`")
-        return node
 
     def _list(self) -> None:
         for node in Node.objects.prefetch_related("models", "gpus"):
