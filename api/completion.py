@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from api import errors, schemas, streaming
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
-from jobs.dispatch import JobError
+from jobs.errors import JobError
 from worker_agent.contract import Chunk
 
 JSON: Headers = [(b"content-type", b"application/json")]

@@ -10,7 +10,7 @@ import redis
 from rest_framework.exceptions import APIException, MethodNotAllowed, NotFound
 from rest_framework.response import Response
 
-from jobs.dispatch import (
+from jobs.errors import (
     BrokerUnavailable,
     FirstTokenTimeout,
     JobError,

@@ -13,7 +13,8 @@ from django.conf import settings
 from api import errors
 from api.errors import ApiError
 from gputorrent import background
-from jobs.dispatch import Dispatcher, JobError
+from jobs.dispatch import Dispatcher
+from jobs.errors import JobError
 from jobs.interactive import InteractiveJob
 from worker_agent.contract import Chunk
 

@@ -198,7 +198,6 @@ def _start_coordinator(stack: Stack) -> None:
     stack.start_redis()
     progress = Progress("preparing the database")
     stack.manage("migrate", "--noinput", "--verbosity", "0")
-    stack.manage("collectstatic", "--noinput", "--verbosity", "0")
     progress.done()
     stack.start_web()
 

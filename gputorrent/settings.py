@@ -151,7 +151,6 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 
 STATIC_URL = "/static/"
-STATIC_ROOT = DATA_DIR / "static"
 SERVESTATIC_USE_FINDERS = True  # straight from the packages: nothing to collect first
 SERVESTATIC_AUTOREFRESH = False
 

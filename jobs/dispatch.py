@@ -1,17 +1,4 @@
-"""What can be done with a job whose caller waits: submit, first, follow, abandon.
-
-And the errors it may end with:
-
-    JobError
-    +-- NoSuchModel        nobody here offers the model
-    +-- NoWorkers          somebody did, but no live node does now
-    +-- ModelUnavailable   it fits on no node, or cannot be loaded
-    +-- ModelLoading       it was not loaded in time
-    +-- QueueFull          too many wait already
-    +-- QueueTimeout       waited too long
-    +-- FirstTokenTimeout  placed, but no answer began in time
-    +-- UpstreamFailed     every attempt failed, or the answer broke off
-    +-- BrokerUnavailable  Redis is away
+"""What can be done with a job whose caller waits: submit, first, follow, abandon. Raises `jobs.errors`.
 
 A `Dispatcher` belongs to one web process. `jobs.watch` looks at its jobs a few times a second and ends what
 is overdue, so a request costs no timer of its own.
@@ -34,6 +21,18 @@ from gputorrent.redis import Pipe, asynchronous
 from jobs import interactive, routing
 from jobs.board import Board, Full, Placed, Waiting
 from jobs.candidates import candidates
+from jobs.errors import (
+    BrokerUnavailable,
+    FirstTokenTimeout,
+    JobError,
+    ModelLoading,
+    ModelUnavailable,
+    NoSuchModel,
+    NoWorkers,
+    QueueFull,
+    QueueTimeout,
+    UpstreamFailed,
+)
 from jobs.interactive import InteractiveJob, Lost, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
@@ -44,62 +43,6 @@ from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN_SECONDS = 3.0
-
-
-class JobError(Exception):
-    """A job ended without an answer. `code` is stable, the message is for people and holds no prompt."""
-
-    code = "internal_error"
-    move = Move.FAIL
-    retry_after: float | None = None
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        if retry_after is not None:
-            self.retry_after = retry_after
-
-
-class NoSuchModel(JobError):
-    code = "model_not_found"
-
-
-class NoWorkers(JobError):
-    code = "no_workers"
-    retry_after = 10.0
-
-
-class ModelUnavailable(JobError):
-    code = "model_unavailable"
-
-
-class ModelLoading(JobError):
-    code = "model_loading"
-    move = Move.EXPIRE
-    retry_after = 30.0
-
-
-class QueueFull(JobError):
-    code = "queue_full"
-    retry_after = 5.0
-
-
-class QueueTimeout(JobError):
-    code = "queue_timeout"
-    move = Move.EXPIRE
-    retry_after = 5.0
-
-
-class FirstTokenTimeout(JobError):
-    code = "first_token_timeout"
-
-
-class UpstreamFailed(JobError):
-    code = "upstream_failed"
-
-
-class BrokerUnavailable(JobError):
-    code = "broker_unavailable"
-    retry_after = 2.0
 
 
 class Dispatcher:

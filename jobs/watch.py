@@ -128,7 +128,7 @@ class Watch:
         leases = now >= self._trust_leases_from
         leased = self._dispatcher.snapshot.leased
         nodes = {job.node for job in self._dispatcher.jobs.values() if job.node}
-        # Twice in a row, so that one unlucky look (a lease that expires while the agent renews it) is not
+        # Three times in a row, so that an unlucky look (a lease that expires while it is renewed) is not
         # taken for a death.
         self._missing = {n: self._missing.get(n, 0) + 1 for n in nodes if n not in leased} if leases else {}
         dead = {n for n, times in self._missing.items() if times >= 3}

@@ -7,8 +7,8 @@ import redis
 from rest_framework import exceptions
 
 from api import errors, streaming
-from jobs import dispatch
-from jobs.dispatch import JobError
+from jobs import errors as ends
+from jobs.errors import JobError
 from jobs.models import TERMINAL
 
 
@@ -50,14 +50,14 @@ def test_each_ends_the_job(kind):
 
 
 def test_a_wait_of_ones_own_is_said_in_whole_seconds():
-    headers = dict(errors.of_job(dispatch.QueueFull("full", retry_after=0.3)).headers)
+    headers = dict(errors.of_job(ends.QueueFull("full", retry_after=0.3)).headers)
     assert headers[b"retry-after"] == b"1"
 
 
 @pytest.mark.parametrize(
     ("raised", "status", "code"),
     [
-        (dispatch.NoWorkers("none"), 503, "no_workers"),
+        (ends.NoWorkers("none"), 503, "no_workers"),
         (redis.ConnectionError("host and port"), 503, "broker_unavailable"),
         (errors.unauthorized("no"), 401, "invalid_api_key"),
         (exceptions.MethodNotAllowed("PUT"), 405, "method_not_allowed"),

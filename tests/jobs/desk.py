@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
+
+import redis
 
 from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Request
@@ -67,9 +70,18 @@ class Desk:
 
     async def look(self, later: float = 0.0, times: int = 1) -> None:
         """What the watch does a few times a second for the jobs, as if `later` seconds had passed."""
+        await self.heard()
         for _ in range(times):
             self.watch.look(time.monotonic() + later)
             await self.settled()
+
+    async def heard(self) -> None:
+        """Until the board's answers to what was asked so far have arrived: a node may have read its work
+        before the dispatcher hears that it was placed there."""
+        with contextlib.suppress(redis.RedisError):
+            await self.dispatcher.pipe.send("PING")
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     async def settled(self) -> None:
         """Until the effects under way have been done."""

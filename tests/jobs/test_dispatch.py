@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from jobs import dispatch, interactive
+from jobs import errors, interactive
 from jobs.models import Job, JobState
 from tests.jobs.scripted import ScriptedNode, until
 from worker_agent.contract import Cancel, Chunk, Done, Load, ModelState, Outcome
@@ -122,7 +122,7 @@ async def test_after_the_first_byte_nothing_is_repeated(desk, wire, outcome):
     one.chunk(work, 0, b"data: 1\n\n")
     await asking.first()
     one.fail(work, outcome, 1, "it broke")
-    with pytest.raises(dispatch.UpstreamFailed, match="it broke"):
+    with pytest.raises(errors.UpstreamFailed, match="it broke"):
         await asking.rest()
     assert two.inbox() == []
     assert await desk.held() == 0
@@ -136,7 +136,7 @@ async def test_three_attempts_are_all_there_are(desk, wire):
     asking = desk.ask()
     for id_, outcome in zip((A, B, C), ("engine_died", "engine_error", "engine_busy"), strict=True):
         nodes[id_].fail(await nodes[id_].take(), Outcome(outcome))
-    with pytest.raises(dispatch.UpstreamFailed):
+    with pytest.raises(errors.UpstreamFailed):
         await asking.first()
     assert nodes[D].inbox() == []
     row = await desk.row(asking.job)
@@ -149,17 +149,17 @@ async def test_when_every_node_has_failed_the_last_reason_is_told(desk, wire):
     await desk.refresh()
     asking = desk.ask()
     node.fail(await node.take(), Outcome.ENGINE_ERROR, message="out of paper")
-    with pytest.raises(dispatch.UpstreamFailed, match="out of paper"):
+    with pytest.raises(errors.UpstreamFailed, match="out of paper"):
         await asking.first()
 
 
 @pytest.mark.parametrize(
     ("outcome", "error"),
     [
-        (Outcome.FIRST_TOKEN_TIMEOUT, dispatch.FirstTokenTimeout),
-        (Outcome.STALLED, dispatch.UpstreamFailed),
-        (Outcome.TOTAL_TIMEOUT, dispatch.UpstreamFailed),
-        (Outcome.UNDELIVERABLE, dispatch.UpstreamFailed),
+        (Outcome.FIRST_TOKEN_TIMEOUT, errors.FirstTokenTimeout),
+        (Outcome.STALLED, errors.UpstreamFailed),
+        (Outcome.TOTAL_TIMEOUT, errors.UpstreamFailed),
+        (Outcome.UNDELIVERABLE, errors.UpstreamFailed),
     ],
 )
 async def test_a_time_out_is_not_tried_again(desk, wire, outcome, error):
@@ -181,7 +181,7 @@ async def test_a_gap_in_the_answer_ends_it_and_stops_the_node(desk, wire):
     node.chunk(work, 0, b"data: 1\n\n")
     await asking.first()
     node.chunk(work, 2, b"data: 3\n\n")
-    with pytest.raises(dispatch.UpstreamFailed, match="lost on its way"):
+    with pytest.raises(errors.UpstreamFailed, match="lost on its way"):
         await asking.rest()
     assert await desk.held() == 0
     assert node.controls() == [Cancel(work.job, 1)]
@@ -194,7 +194,7 @@ async def test_a_gap_in_the_answer_ends_it_and_stops_the_node(desk, wire):
 async def test_a_model_that_nobody_offers_is_not_found(desk, wire):
     ScriptedNode(wire)
     await desk.refresh()
-    with pytest.raises(dispatch.NoSuchModel, match="`other` does not exist"):
+    with pytest.raises(errors.NoSuchModel, match="`other` does not exist"):
         await desk.ask(model="other").first()
     assert desk.dispatcher.jobs == {}
 
@@ -202,7 +202,7 @@ async def test_a_model_that_nobody_offers_is_not_found(desk, wire):
 async def test_without_a_live_node_it_is_said_at_once(desk, wire):
     ScriptedNode(wire).die()
     await desk.refresh()
-    with pytest.raises(dispatch.NoWorkers):
+    with pytest.raises(errors.NoWorkers):
         await desk.ask().first()
 
 
@@ -212,7 +212,7 @@ async def test_a_full_queue_is_refused_and_recorded(desk, wire, settings):
     await desk.refresh()
     asking = desk.ask()
     work = await node.take()
-    with pytest.raises(dispatch.QueueFull) as caught:
+    with pytest.raises(errors.QueueFull) as caught:
         await desk.ask().first()
     assert caught.value.retry_after
     assert list(desk.dispatcher.jobs) == [work.job]
@@ -260,7 +260,7 @@ async def test_redis_away_is_a_broker_unavailable_and_an_end(desk, wire):
     wire.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")
     try:
         asking = desk.ask()
-        with pytest.raises(dispatch.BrokerUnavailable):
+        with pytest.raises(errors.BrokerUnavailable):
             await asking.first()
         assert desk.dispatcher.jobs == {}
     finally:

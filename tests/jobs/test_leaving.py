@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from jobs import dispatch
+from jobs import errors
 from jobs.models import JobState
 from tests.jobs.scripted import ScriptedNode, until
 from worker_agent.contract import Cancel, Outcome
@@ -185,7 +185,7 @@ async def test_a_slow_reader_loses_the_answer_and_the_slot_is_free_at_once(desk,
     await desk.look()  # nobody has read on
     assert await desk.held() == 0
     assert node.controls() == [Cancel(work.job, 1)]
-    with pytest.raises(dispatch.UpstreamFailed, match="more slowly"):
+    with pytest.raises(errors.UpstreamFailed, match="more slowly"):
         await asking.rest()
     assert await desk.held() == 0
     assert node.controls() == []

@@ -8,7 +8,7 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import dispatch
+from jobs import errors
 from jobs.board import Board
 from jobs.models import JobState
 from nodes import steering, view
@@ -37,7 +37,7 @@ async def test_who_waits_too_long_is_told_so(desk, node, settings, wire):
     await desk.look(later=29)
     assert not second.task.done()
     await desk.look(later=31)
-    with pytest.raises(dispatch.QueueTimeout, match="30 s"):
+    with pytest.raises(errors.QueueTimeout, match="30 s"):
         await second.first()
     assert wire.zcard("gt:board:waiting") == 0
     assert (await desk.row(second.job)).state == JobState.EXPIRED
@@ -55,7 +55,7 @@ async def test_a_model_that_is_not_loaded_in_time_is_still_loading(desk, wire, s
     assert not asking.task.done()
     assert Load("m") in node.controls()
     await desk.look(later=101)
-    with pytest.raises(dispatch.ModelLoading):
+    with pytest.raises(errors.ModelLoading):
         await asking.first()
 
 
@@ -66,7 +66,7 @@ async def test_a_stream_that_does_not_begin_is_given_up(desk, node, settings):
     await desk.look(later=20)
     assert not asking.task.done()
     await desk.look(later=22)
-    with pytest.raises(dispatch.FirstTokenTimeout):
+    with pytest.raises(errors.FirstTokenTimeout):
         await asking.first()
     assert await desk.held() == 0
     assert node.controls() == [Cancel(item.job, 1)]
@@ -79,7 +79,7 @@ async def test_a_whole_answer_has_all_the_time_there_is(desk, node, settings):
     await desk.look(later=100)
     assert not asking.task.done()
     await desk.look(later=102)
-    with pytest.raises(dispatch.UpstreamFailed, match="too long"):
+    with pytest.raises(errors.UpstreamFailed, match="too long"):
         await asking.first()
 
 
@@ -92,7 +92,7 @@ async def test_a_stream_that_stalls_is_given_up(desk, node, settings):
     await desk.look(later=5)
     assert not asking.job.current.outcome
     await desk.look(later=7)
-    with pytest.raises(dispatch.UpstreamFailed, match="stopped coming"):
+    with pytest.raises(errors.UpstreamFailed, match="stopped coming"):
         await asking.rest()
     assert await desk.held() == 0
     assert node.controls() == [Cancel(item.job, 1)]
@@ -141,7 +141,7 @@ async def test_a_stream_whose_node_dies_ends_with_an_error(desk, node):
     node.die()
     await desk.refresh()
     await desk.look(times=3)
-    with pytest.raises(dispatch.UpstreamFailed, match="silent"):
+    with pytest.raises(errors.UpstreamFailed, match="silent"):
         await asking.rest()
 
 
@@ -153,7 +153,7 @@ async def test_a_stream_of_a_node_that_is_revoked_ends_at_the_next_look(desk, no
     node.publish()
     await desk.refresh()
     await desk.look(later=2)
-    with pytest.raises(dispatch.UpstreamFailed, match="revoked"):
+    with pytest.raises(errors.UpstreamFailed, match="revoked"):
         await asking.rest()
 
 
@@ -180,7 +180,7 @@ async def test_who_waits_for_a_node_that_never_comes_back_is_told(desk, node, se
     await desk.look(later=5)
     assert not second.task.done()
     await desk.look(later=7)
-    with pytest.raises(dispatch.NoWorkers):
+    with pytest.raises(errors.NoWorkers):
         await second.first()
     await first.leave()
 

@@ -1,0 +1,73 @@
+"""The errors a job may end with.
+
+JobError
++-- NoSuchModel        nobody here offers the model
++-- NoWorkers          somebody did, but no live node does now
++-- ModelUnavailable   it fits on no node, or cannot be loaded
++-- ModelLoading       it was not loaded in time
++-- QueueFull          too many wait already
++-- QueueTimeout       waited too long
++-- FirstTokenTimeout  placed, but no answer began in time
++-- UpstreamFailed     every attempt failed, or the answer broke off
++-- BrokerUnavailable  Redis is away
+"""
+
+from __future__ import annotations
+
+from jobs.lifecycle import Move
+
+
+class JobError(Exception):
+    """A job ended without an answer. `code` is stable, the message is for people and holds no prompt."""
+
+    code = "internal_error"
+    move = Move.FAIL
+    retry_after: float | None = None
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class NoSuchModel(JobError):
+    code = "model_not_found"
+
+
+class NoWorkers(JobError):
+    code = "no_workers"
+    retry_after = 10.0
+
+
+class ModelUnavailable(JobError):
+    code = "model_unavailable"
+
+
+class ModelLoading(JobError):
+    code = "model_loading"
+    move = Move.EXPIRE
+    retry_after = 30.0
+
+
+class QueueFull(JobError):
+    code = "queue_full"
+    retry_after = 5.0
+
+
+class QueueTimeout(JobError):
+    code = "queue_timeout"
+    move = Move.EXPIRE
+    retry_after = 5.0
+
+
+class FirstTokenTimeout(JobError):
+    code = "first_token_timeout"
+
+
+class UpstreamFailed(JobError):
+    code = "upstream_failed"
+
+
+class BrokerUnavailable(JobError):
+    code = "broker_unavailable"
+    retry_after = 2.0
