@@ -51,10 +51,10 @@ def test_a_cache_that_is_half_empty_says_nothing():
 
 
 def test_the_score_is_the_product_of_its_factors_and_says_so():
-    fast, slow = rank([node("fast", ttft_ms=25.0), node("slow", ttft_ms=100.0, in_flight=1, weight=2.0)])
+    fast, slow = rank([node("fast", ttft_ms=25.0), node("slow", ttft_ms=250.0, in_flight=1, weight=2.0)])
     assert (fast.free, fast.latency, fast.weight, fast.score) == (1.0, 1.0, 1.0, 1.0)
     assert (slow.free, slow.latency, slow.weight, slow.score) == (0.75, 0.5, 2.0, 0.75)
-    assert str(slow) == "score 0.750 = free 0.75 x latency 0.50 x weight 2.00"
+    assert str(slow) == "score 0.750 = loaded x free 0.75 x latency 0.50 x weight 2.00"
 
 
 def test_a_node_without_a_measured_latency_is_taken_for_a_fast_one():
