@@ -53,7 +53,7 @@ def of_chat(tenant: str, model: str, messages: Sequence[tuple[str, Any]]) -> Pre
     h = _seeded("chat", tenant, model)
     names = []
     for role, content in messages[:_MOST_MESSAGES]:
-        h.update(f"\0{role}\0".encode())
+        h.update(f"\0{len(role)} {role}".encode())
         for piece in pieces(content):
             h.update(_digestible(piece))
         names.append(h.digest())
@@ -86,10 +86,12 @@ def _seeded(kind: str, tenant: str, model: str) -> Any:
 
 
 def _digestible(piece: str) -> bytes:
-    if len(piece) > _MOST_OF_ONE:
+    """With its length, so that no text can pass for two."""
+    length = len(piece)
+    if length > _MOST_OF_ONE:
         half = _MOST_OF_ONE // 2
-        piece = f"{len(piece)}\0{piece[:half]}\0{piece[-half:]}"
-    return piece.encode()
+        piece = piece[:half] + piece[-half:]
+    return f"{length} {piece}".encode()
 
 
 def pieces(content: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ not tell each other: each spreads its own part evenly, and so the whole is sprea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import log
 from types import MappingProxyType
@@ -83,7 +83,7 @@ class Spreading:
             self.charge(model, first, order)
         return Turn(self, model, order)
 
-    def charge(self, model: str, used: Ranked, order: Iterable[Ranked]) -> None:
+    def charge(self, model: str, used: Ranked, order: Collection[Ranked]) -> None:
         """Move `used` on by one turn."""
         if model not in self._ends and len(self._ends) >= _MODELS:
             oldest = next(iter(self._ends))
@@ -97,7 +97,7 @@ class Spreading:
         step = 1.0 / used.weight
         ends[used.node] = min(turns.start(used.node) + step, clock + LEAD * step)
         if len(ends) > _NODES:
-            self._ends[model] = {node: end for node, end in ends.items() if end > clock}
+            self._ends[model] = {r.node: ends[r.node] for r in order if r.node in ends}
 
     def give_back(self, model: str, unused: Ranked) -> None:
         """A turn that was noted, but not taken."""
