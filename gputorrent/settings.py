@@ -244,6 +244,8 @@ SAMPLE_TTL_SECONDS = _number("GPUTORRENT_SAMPLE_TTL_SECONDS", 7 * 86400, 60)
 JOB_TTL_SECONDS = _number("GPUTORRENT_JOB_TTL_SECONDS", 7 * 86400, 1)
 RESULT_TTL_SECONDS = _number("GPUTORRENT_RESULT_TTL_SECONDS", 86400, 1)
 
+AFFINITY = _flag("GPUTORRENT_AFFINITY", True)
+"""Whether a chat's next turn goes back to the node that has its beginning in its cache."""
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
 """Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""
 

@@ -18,7 +18,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import interactive, routing
+from jobs import interactive, prompt, routing, spreading
 from jobs.board import Board, Full, Held, Placed
 from jobs.candidates import candidates
 from jobs.interactive import RETRYABLE, Request, new_job_id
@@ -91,7 +91,10 @@ def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
 
 async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pipe: Pipe) -> str:
     loads = await board.loads()
-    decision = routing.choose(candidates(snapshot, loads, job.model), tried)
+    offered = candidates(snapshot, loads, job.model)
+    turns = spreading.drawn(job.id, {c.node: c.weight for c in offered})
+    hints = routing.Hints(prompt.tokens_of_body(bytes(job.request or b"")), turns)
+    decision = routing.choose(offered, tried, hints)
     if isinstance(decision, routing.Refuse):
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
             raise TryAgainLater("no live node serves the model")
@@ -130,7 +133,7 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         tenant=str(job.key_id or 0),
         priority=-1,  # behind those whose callers wait
         wait_seconds=settings.RESULT_TTL_SECONDS,
-        tried=tried,
+        tried=tried | decision.barred,
     )
     if isinstance(answer, Full):
         await sync_to_async(_unclaim)(attempt)

@@ -20,6 +20,8 @@ def candidates(snapshot: Snapshot, in_flight: Mapping[str, int], model: str) -> 
             in_flight=in_flight.get(f"{node.id}/{model}", 0),
             kv_cache_usage=m.kv_cache_usage,
             ttft_ms=m.ttft_ms,
+            weight=m.weight,
+            weight_from=m.weight_from,
             max_model_len=m.max_model_len,
             fits=m.fits,
             need=m.need,

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from django.conf import settings
 
 from gputorrent.redis import Pipe, asynchronous
 from jobs import interactive, routing
+from jobs.affinity import Affinity
 from jobs.board import Board, Full, Placed, Waiting
 from jobs.candidates import candidates
 from jobs.errors import (
@@ -37,6 +38,7 @@ from jobs.interactive import InteractiveJob, Lost, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
 from jobs.recorder import Recorder
+from jobs.spreading import Spreading
 from nodes.view import Snapshot
 from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
 
@@ -56,6 +58,7 @@ class Dispatcher:
         self.mailbox = Mailbox(pipe)
         self.snapshot = Snapshot()
         self.recorder = Recorder()
+        self.affinity, self.spreading = Affinity(), Spreading()
         self.in_flight: dict[str, int] = {}
         """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
         self.jobs: dict[str, InteractiveJob] = {}
@@ -97,6 +100,8 @@ class Dispatcher:
         with self._ending(job):
             while True:
                 event = await job.next()
+                if isinstance(event, Chunk | Done):
+                    self.affinity.remember(job.request.prefix, job.node)
                 if isinstance(event, Chunk):
                     return event
                 if isinstance(event, Done):
@@ -202,10 +207,9 @@ class Dispatcher:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
         tried = job.tried
-        offered = self.candidates(request.model)
-        decision = routing.choose(offered, job.visited)
+        decision = self.decide(request, job.visited)
         if isinstance(decision, routing.Refuse) and job.visited != tried:
-            decision = routing.choose(offered, tried)
+            decision = self.decide(request, tried)
         if isinstance(decision, routing.Refuse):
             last = job.current if job.tries else None
             raise self.refusal(request.model, decision, (last.reason or last.outcome) if last else "")
@@ -231,6 +235,7 @@ class Dispatcher:
             total_seconds=settings.TOTAL_SECONDS,
         )
         order = decision.order if isinstance(decision, routing.Place) else ()
+        turn = self.spreading.take(request.model, order)
         reservation = asyncio.ensure_future(
             self.board.reserve(
                 work,
@@ -238,7 +243,7 @@ class Dispatcher:
                 tenant=request.tenant,
                 priority=request.priority,
                 wait_seconds=job.wait_limit,
-                tried=tried,
+                tried=tried | decision.barred,
             )
         )
         try:
@@ -251,6 +256,7 @@ class Dispatcher:
             log.warning("redis unavailable error=%s job=%s", type(e).__name__, job.id)
             job.attempt_over("not_placed", "the broker is unavailable")
             raise BrokerUnavailable("the queue is unavailable for the moment") from None
+        turn.settle(answer.node if isinstance(answer, Placed) else "")
         if isinstance(answer, Placed):
             job.why = next((str(s) for s in order if s.node == answer.node), "")
             self._placed(job, answer.node)
@@ -274,6 +280,15 @@ class Dispatcher:
             if isinstance(answer, Placed):
                 self._placed(job, answer.node)
             self.stop_left(job)
+
+    def decide(self, request: Request, tried: Collection[str]) -> routing.Decision:
+        """Where a request should go, as things stand."""
+        hints = routing.Hints(
+            request.tokens_wanted,
+            self.spreading.turns(request.model),
+            self.affinity.node_for(request.prefix),
+        )
+        return routing.choose(self.candidates(request.model), tried, hints)
 
     def candidates(self, model: str) -> list[routing.Candidate]:
         """Every node that offers the model, as the snapshot shows it."""

@@ -14,6 +14,7 @@ from typing import Final
 from jobs import lifecycle
 from jobs.lifecycle import Move
 from jobs.models import TERMINAL, Attempt, Job, JobState
+from jobs.prompt import NO_PREFIX, Prefix
 from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply
 
 NODE_LOST: Final = "node_lost"
@@ -59,6 +60,8 @@ class Request:
     hide_usage: bool = False
     key: int | None = None  # primary key of the ApiKey
     priority: int = 0
+    tokens_wanted: int = 0  # of context, at least; 0 while unknown
+    prefix: Prefix = NO_PREFIX  # by which beginnings the prompt may be known again
 
     @property
     def tenant(self) -> str:

@@ -84,7 +84,9 @@ class Watch:
     async def refresh(self) -> None:
         """Fetch the snapshot and the loads; offer new capacity to those who wait."""
         d = self._dispatcher
-        changed, loads = await asyncio.gather(d.snapshot.refresh(d.pipe), d.board.loads())
+        changed, loads, _ = await asyncio.gather(
+            d.snapshot.refresh(d.pipe), d.board.loads(), d.affinity.exchange(d.pipe, d.mailbox.web)
+        )
         d.in_flight = loads
         emptied_before, self._emptied = self._emptied, d.snapshot.redis_was_emptied
         if self._emptied:
@@ -163,7 +165,7 @@ class Watch:
 
     def _look_at_waiting(self, job: InteractiveJob, now: float) -> None:
         d, model, waited = self._dispatcher, job.request.model, now - job.waiting_since
-        decision = routing.choose(d.candidates(model), job.tried)
+        decision = d.decide(job.request, job.tried)
         if isinstance(decision, routing.Load):
             d.ask_to_load(decision.node, model)
         loading = isinstance(decision, routing.Load | routing.Wait)
