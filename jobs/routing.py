@@ -40,6 +40,7 @@ class Candidate:
     need: int = 0  # bytes
     memory_free: int = 0  # bytes of the node's budget that no engine has
     reason: str = ""
+    breaker: str = ""  # "open" or "half_open"; empty when closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def choose(candidates: Sequence[Candidate], tried: Collection[str] = ()) -> Plac
     ready = [c for c in alive if c.state == ModelState.READY]
     fresh = [c for c in ready if c.node not in tried]
     if fresh:
-        return Place(tuple(rank(fresh)))
+        # The board lets nobody past an open breaker, unless there is no other place: then all are offered.
+        return Place(tuple(rank([c for c in fresh if c.breaker != "open"] or fresh)))
     others = [c for c in alive if c.node not in tried and c.state != ModelState.READY]
     for c in others:
         if c.state in {ModelState.LOADING, ModelState.DOWNLOADING}:
