@@ -9,28 +9,29 @@ in which order and what clients do; when things happen depends on the machine, s
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.run import Plan, run
+from tests.chaos.run import LONG, SHORT, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--jobs", type=int, help="accepted at least (2000)")
-    parser.add_argument("--faults", type=int, help="at least (36: each kind three times)")
-    parser.add_argument("--seconds", type=float, help="of load at most (900)")
+    parser.add_argument("--jobs", type=int, help=f"accepted at least ({LONG.jobs})")
+    parser.add_argument("--faults", type=int, help=f"at least ({LONG.faults}: each kind three times)")
+    parser.add_argument("--seconds", type=float, help=f"of load at most ({LONG.seconds:.0f})")
     parser.add_argument("--seed", type=int, help="default: a new one, printed")
-    parser.add_argument("--short", action="store_true", help="250 jobs, each kind of fault once")
+    parser.add_argument("--short", action="store_true", help=f"{SHORT.jobs} jobs, each kind of fault once")
     parser.add_argument("--keep", action="store_true", help="keep the logs of a good run, too")
     args = parser.parse_args()
-    jobs, faults, seconds = (250, 12, 120.0) if args.short else (2000, 36, 900.0)
-    seed = random.SystemRandom().randrange(1_000_000) if args.seed is None else args.seed
-    plan = Plan(
-        args.jobs or jobs, faults if args.faults is None else args.faults, args.seconds or seconds, seed
+    asked = {name: getattr(args, name) for name in ("jobs", "faults", "seconds", "seed")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    plan = dataclasses.replace(
+        SHORT if args.short else LONG, **{"seed": random.randrange(1_000_000), **asked}
     )
     folder = Path(tempfile.mkdtemp(prefix="gputorrent-chaos-"))
     good = False

@@ -80,7 +80,7 @@ class Load:
         while not self._stopping.is_set():
             call = self._draw()
             self.calls.append(call)
-            await self._whole_call(call)
+            await self.make(call)
             if call.end in {End.UNREACHED, End.CUT, End.ERROR}:
                 await asyncio.sleep(self._random.uniform(0.2, 1.0))  # as people do
 
@@ -99,7 +99,7 @@ class Load:
             call.delete_after_tokens = draw.randint(0, length // 2)
         return call
 
-    async def _whole_call(self, call: Call) -> None:
+    async def make(self, call: Call) -> None:
         call.began = time.monotonic()
         try:
             async with asyncio.timeout(CALL_SECONDS):

@@ -31,6 +31,11 @@ class Plan:
     """Seconds from one fault to the next: shorter than most recoveries."""
 
 
+LONG = Plan(jobs=2000, faults=36, seconds=900.0, seed=0)
+SHORT = Plan(jobs=250, faults=12, seconds=120.0, seed=4, pause=(1.5, 4.0))
+"""Each kind of fault once."""
+
+
 def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> tuple[bool, str]:
     """Whether all checks hold, and the report."""
     say(f"seed {plan.seed}; logs in {folder}")
