@@ -42,13 +42,10 @@ def ledger(world: World) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in rows}
 
 
-def attempts(world: World) -> Counter[str]:
-    """How many attempts are still without an outcome, by job."""
-    with psycopg.connect(world.database.url) as connection:
-        rows = connection.execute(
-            "SELECT job_id, count(*) FROM jobs_attempt WHERE outcome = '' GROUP BY job_id"
-        ).fetchall()
-    return Counter(dict(rows))
+def attempts(world: World) -> list[dict[str, Any]]:
+    """Every attempt's row, in the order of jobs and numbers."""
+    with psycopg.connect(world.database.url, row_factory=dict_row) as connection:
+        return connection.execute("SELECT * FROM jobs_attempt ORDER BY job_id, number").fetchall()
 
 
 def clients(world: World, calls: list[Call]) -> list[Check]:
@@ -71,9 +68,9 @@ def agreement(world: World, calls: list[Call], rows: dict[str, dict[str, Any]]) 
     by_id = {call.job: call for call in calls if call.job}
     for row in rows.values():
         call = by_id.get(row["id"])
-        terminal.see(row["state"] in TERMINAL, f"{_brief(row)} {call or ''}")
+        terminal.see(row["state"] in TERMINAL, f"{brief(row)} {call or ''}")
         kept = row["request"] is not None or (row["result"] is not None and not row["asynchronous"])
-        stored.see(not (kept and row["state"] in TERMINAL), f"it keeps its prompt or answer: {_brief(row)}")
+        stored.see(not (kept and row["state"] in TERMINAL), f"it keeps its prompt or answer: {brief(row)}")
         if call and call.kind == Kind.JOB and row["result"]:
             text = json.loads(bytes(row["result"]))["choices"][0]["message"]["content"]
             stored.see(text == call.right, f"{call}: another result in the ledger")
@@ -93,8 +90,23 @@ def agreement(world: World, calls: list[Call], rows: dict[str, dict[str, Any]]) 
             same.looked_at += 1
             same.excused += 1
         else:
-            same.see(False, f"{call}; {_brief(found)}")
+            same.see(False, f"{call}; {brief(found)}")
     return [terminal, known, same, stored, numbers(calls, rows)]
+
+
+def tried(rows: dict[str, dict[str, Any]], attempts: list[dict[str, Any]]) -> Check:
+    """An attempt at a job that is over is over, too, and there are no more of them than the job counts."""
+    check = Check("no attempt outlives its job, and none is beyond the third")
+    for attempt in attempts:
+        row = rows.get(attempt["job_id"])
+        if row is None:
+            check.see(False, f"attempt at the unknown job {attempt['job_id']}")
+            continue
+        ended = attempt["outcome"] or row["state"] not in TERMINAL
+        counted = 1 <= attempt["number"] <= min(3, row["attempt_count"])
+        name = f"attempt {attempt['number']} on {attempt['node_id']} {attempt['outcome'] or 'open'}"
+        check.see(bool(ended and counted), f"{name}: {brief(row)}")
+    return check
 
 
 def _agree(call: Call, row: dict[str, Any]) -> bool:
@@ -120,7 +132,7 @@ def numbers(calls: list[Call], rows: dict[str, dict[str, Any]]) -> Check:
         if row["id"] not in known:
             end = row["error_code"] or row["state"]
             unknown[end] += 1
-            examples[end].append(_brief(row))
+            examples[end].append(brief(row))
     nameless = [call for call in calls if not call.job]
     told = Counter(call.code for call in nameless if call.end == End.ERROR)
     vague = sum(call.end in {End.LEFT, End.CUT} for call in nameless)
@@ -135,7 +147,8 @@ def numbers(calls: list[Call], rows: dict[str, dict[str, Any]]) -> Check:
     return check
 
 
-def _brief(row: dict[str, Any]) -> str:
+def brief(row: dict[str, Any]) -> str:
+    """One line of it."""
     kind = "asynchronous" if row["asynchronous"] else "streamed" if row["stream"] else "whole"
     placed, finished = row["placed_at"], row["finished_at"]
     times = f"created={row['created_at'].time()} placed={placed and placed.time()}"

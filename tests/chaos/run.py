@@ -61,6 +61,7 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> tuple[bool, str
         left = _settle(world, before)
         tell("settled" if not any(left.values()) else "it has not settled")
         found = _judge(plan, world, load, faults, left, ended)
+        _keep(world, load, folder)
         text = report(faults.counts, load.calls, found, time.monotonic() - began)
         return not any(check.wrong for check in found), text
 
@@ -100,6 +101,19 @@ def _settle(world: World, before: residue.Clients) -> dict[str, list[str]]:
         time.sleep(0.5)
 
 
+def _keep(world: World, load: Load, folder: Path) -> None:
+    """Leave beside the logs what the judgement was made of, for whoever looks for the cause."""
+    with (folder / "calls.txt").open("w") as file:
+        file.writelines(f"{call} {call.problems or ''}\n" for call in load.calls)
+    with (folder / "ledger.txt").open("w") as file:
+        for row in checks.ledger(world).values():
+            file.write(f"{checks.brief(row)} {row['error_message']}\n")
+        for row in checks.attempts(world):
+            file.write(f"attempt {row['job_id']}:{row['number']} node={row['node_id']} {row['outcome']} ")
+            file.write(f"{row['claimed_at'].time()} {row['placed_at'] and row['placed_at'].time()} ")
+            file.write(f"{row['finished_at'] and row['finished_at'].time()} {row['reason']}\n")
+
+
 def _judge(
     plan: Plan, world: World, load: Load, faults: Faults, left: dict[str, list[str]], ended: bool
 ) -> list[Check]:
@@ -108,11 +122,13 @@ def _judge(
     hang.wrong = [str(call) for call in calls if not call.ended] if not ended else []
     exits = Check("nothing exits by itself", len(world.children), wrong=list(world.unasked))
     rest = [Check(name, 1, wrong=what) for name, what in left.items()]
+    rows = checks.ledger(world)
     return [
         *checks.degenerate(calls, plan.jobs, faults.counts.total(), plan.faults),
         hang,
         *checks.clients(world, calls),
-        *checks.agreement(world, calls, checks.ledger(world)),
+        *checks.agreement(world, calls, rows),
+        checks.tried(rows, checks.attempts(world)),
         *rest,
         exits,
     ]
