@@ -1,4 +1,4 @@
-"""Every attempt at an asynchronous job has an end, whoever lost it; a live one is not taken for a lost one."""
+"""Every attempt at an asynchronous job has an end, whoever lost it; a live one is not seen as lost."""
 
 from __future__ import annotations
 
