@@ -165,6 +165,9 @@ def _claim(job: Job) -> Attempt | None:
             return None
         job.attempt_count += 1
         job.version += 1
+        # What waited on the board when Redis lost it, or never got there, was never heard of again.
+        lost = {"outcome": interactive.WIRE_LOST, "reason": "it was lost on its way to a node"}
+        job.attempts.filter(outcome="").update(**lost, finished_at=timezone.now())
         return Attempt.objects.create(job=job, number=job.attempt_count, lease=secrets.token_hex(16))
 
 
