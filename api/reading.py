@@ -14,6 +14,7 @@ from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Count, Sum
 from django.utils import timezone
 
+from jobs import heals
 from jobs.dispatch import Dispatcher
 from jobs.models import TERMINAL, Job, JobState
 from nodes.models import Node, NodeState
@@ -172,8 +173,11 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
     """Nodes by state, models with slots and queues, jobs by state."""
     snapshot = dispatcher.snapshot
     names = sorted(snapshot.by_model)
-    (waiting, depths), loads, ledger = await asyncio.gather(
-        dispatcher.board.depths(names), dispatcher.board.loads(), sync_to_async(_ledger)()
+    (waiting, depths), loads, healed, ledger = await asyncio.gather(
+        dispatcher.board.depths(names),
+        dispatcher.board.loads(),
+        heals.read(dispatcher.pipe),
+        sync_to_async(_ledger)(),
     )
     each = []
     for name in names:
@@ -188,7 +192,7 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
                 "waiting": depths[name],
             }
         )
-    return {"object": "cluster", "models": each, "waiting": waiting, **ledger}
+    return {"object": "cluster", "models": each, "waiting": waiting, "heals": healed, **ledger}
 
 
 def _ledger() -> dict[str, Any]:
