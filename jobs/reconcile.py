@@ -13,6 +13,7 @@ Nothing is read at one moment, so each rule asks for proof that outlasts the dif
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ async def reconcile(pipe: Pipe, board: Board, snapshot: Snapshot) -> int:
     healed: Counter[Heal] = Counter()
     healed[Heal.RECORD] = await sync_to_async(_fail_records)(webs & gone)
     healed[Heal.LOST_WORK] = await _find_lost_work(facts, board, snapshot)
-    healed[Heal.SLOT] = await _give_back_slots(facts, pipe, board)
     healed[Heal.WAITER] = await _clear_queues(facts, board)
+    healed[Heal.SLOT] = await _give_back_slots(facts, pipe, board)
     healed[Heal.UNWANTED_WORK] = await _stop_unwanted_work(facts, pipe)
     for kind, times in healed.items():
         await heals.note(pipe, kind, times)
@@ -217,8 +218,8 @@ def _over(refs: list[Ref]) -> dict[Ref, float]:
 
 
 def _made_at(job: str) -> float:
-    """When a job id (a UUIDv7 in hex) was made, in seconds; 0 for anything else."""
+    """When a job id (a UUIDv7 in hex) was made, in seconds; never, for what is none."""
     try:
         return int(job[:12], 16) / 1000
     except ValueError:
-        return 0.0
+        return math.inf

@@ -178,6 +178,11 @@ class Server:
             return False
         raise NoPostgres(f"PostgreSQL {self.child.ending()}: {said.strip()}")
 
+    def start_again(self) -> None:
+        """After `stop`: the same data on the same port. Raises NoPostgres."""
+        if not self._try(self.folder / "data"):
+            raise NoPostgres(f"port {self.port} has been taken meanwhile")
+
     def stop(self) -> None:
         if self.child is not None:
             self.child.stop()
