@@ -96,7 +96,7 @@ def test_a_job_has_one_task_in_the_queue_however_often_it_is_queued(wire, node):
 def taken_by(worker: str, job: Job, *, begun: bool) -> None:
     """A worker has taken the job's task off the queue, as RQ does it."""
     queue = tasks.queue("routing")
-    task = queue.fetch_job(queue.pop_job_id())
+    task = queue.fetch_job(queue.pop_job_id() or "")
     assert task is not None
     assert task.id == f"route-{job.pk}-0"
     if begun:

@@ -61,6 +61,7 @@ def test_what_lasts_is_what_both_have():
 def test_a_new_start_of_the_agent_knows_nothing_of_the_old_list():
     old = beats((NOW, {"j:1"}), (NOW + 10, {"j:1"}))
     new = following(old, NOW + 20, 2, NONE)
+    assert new
     assert (new.before_at, new.lasting) == (0, NONE)
     assert following(new, NOW + 30, 1, frozenset({"j:1"})) is new
 
@@ -74,6 +75,7 @@ def test_a_beat_is_dated_by_its_arrival_and_by_the_clock_of_redis(wire):
     listing.take(blocking(), NODE, heartbeat(attempts=["j:1"]), time.monotonic() - 30)
     seconds, _ = wire.time()
     this = kept(wire)
+    assert this
     assert this.attempts == {"j:1"}
     assert 29 < seconds + 1 - this.at < 40
 
