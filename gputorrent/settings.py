@@ -185,7 +185,10 @@ def _database() -> dict[str, Any]:
     else:
         # A pool, since every thread that Django's async bridge uses would otherwise hold its own connection.
         options.setdefault("connect_timeout", 5)
-        options.setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 5})
+        # A server that was away is tried again every few seconds; else the pool's pauses grow to minutes.
+        options.setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 5, "reconnect_timeout": 5})
+        # Connections that a restart of the server has cut are not handed out.
+        config["CONN_HEALTH_CHECKS"] = True
     return config
 
 
@@ -207,8 +210,10 @@ CHANNEL_LAYERS = {
 # -- deferred work (django-rq) -------------------------------------------------------------------------
 # JSON on both sides: whoever could write a pickle into these queues could run any code. Our `jobworker`
 # command gives its workers the same serializer, which django-rq's own `rqworker` would not.
+# The time-outs are for the admin's pages.
+_RQ_URL = REDIS_URL + ("&" if "?" in REDIS_URL else "?") + "socket_timeout=2.5&socket_connect_timeout=2.5"
 RQ_QUEUES = {
-    name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 120, "SERIALIZER": "rq.serializers.JSONSerializer"}
+    name: {"URL": _RQ_URL, "DEFAULT_TIMEOUT": 120, "SERIALIZER": "rq.serializers.JSONSerializer"}
     for name in ("routing", "maintenance")
 }
 
