@@ -356,7 +356,7 @@ def test_the_board_agrees_with_the_model_whatever_happens(wire, settings):
     run_state_machine_as_test(
         BoardMachine,
         settings=bounds(
-            max_examples=40,
+            max_examples=30,
             stateful_step_count=30,
             deadline=None,
             database=None,
