@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm lint format bench-batching bench-recovery engine lock lock-engine clean distclean
+.PHONY: help demo smoke up test test-vllm lint format bench-batching bench-recovery bench-flood engine lock lock-engine clean distclean
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
@@ -68,6 +68,10 @@ bench-batching: ## tokens/s through the agent against vLLM alone
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.recovery $(ARGS)
+
+bench-flood: ## does one key that floods the cluster keep another waiting?
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.flood $(ARGS)
 
 lock: ## pin our packages anew
 	$(DEV_ENV)
