@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
-import redis
 from hypothesis import HealthCheck
 from hypothesis import settings as bounds
 from hypothesis.stateful import (
@@ -162,7 +161,7 @@ class Model:
 class BoardMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
-        self.wire: redis.Redis = blocking()
+        self.wire: Any = blocking()
         self.wire.flushall()
         self.loop = asyncio.new_event_loop()
         self.client = asynchronous()

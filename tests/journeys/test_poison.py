@@ -26,8 +26,7 @@ def test_it_ends_after_three_engines_and_the_fourth_lives(tmp_path):
     with Cluster(tmp_path, journey_database(), **PATIENT) as cluster:
         for name in NAMES:
             cluster.start_agent(name, "--die-on-word", "arsenic")
-        for name in NAMES:
-            cluster.until(lambda name=name: cluster.serves(name), f"{name} serves", 60)
+        cluster.until(lambda: all(map(cluster.serves, NAMES)), "all serve", 120)
         ports = [cluster.engine_port(name) for name in NAMES]
         before = pids(ports)
         answer = cluster.chat("arsenic", max_tokens=4)
