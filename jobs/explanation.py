@@ -54,7 +54,7 @@ def explain(candidates: Sequence[Candidate], hints: Hints) -> tuple[Decision, li
 
 
 def _note(scored: Scored) -> str:
-    if scored.quality <= 0:
+    if scored.free <= 0:
         return "full: only waiting jobs"
     return "" if scored.in_turn else "busier or slower: only when the others are full"
 
