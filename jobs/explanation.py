@@ -68,6 +68,8 @@ def _why_not(c: Candidate, decision: Decision, hints: Hints) -> str:
         return "would be asked to load it"
     if not c.fits or c.state == ModelState.FAILED:
         return c.reason or "cannot be loaded"
+    if c.breaker == "open" and c.state == ModelState.READY:
+        return "its breaker is open: too many faults"
     if c.state != ModelState.READY:
         return f"{c.state.value}; others have it loaded" if isinstance(decision, Place) else c.state.value
     return ""

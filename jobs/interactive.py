@@ -266,6 +266,7 @@ class InteractiveJob:
             path=self.request.path,
             model=self.request.model,
             stream=self.request.stream,
+            priority=self.request.priority,
             key_id=self.request.key,
             node_id=placed.node if placed else None,
             attempt_count=self.attempt,
@@ -320,4 +321,5 @@ RETRYABLE: Final = frozenset(
     }
 )
 """Outcomes after which another attempt may help, while the caller has had nothing. Time-outs are not among
-them: the caller has waited that long already."""
+them: the caller has waited that long already, what took so long here (a long prompt) would elsewhere too, and
+an engine that hangs is found and killed by its agent long before, which is `ENGINE_DIED`."""

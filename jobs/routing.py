@@ -63,6 +63,7 @@ class Candidate:
     need: int = 0  # bytes
     memory_free: int = 0  # bytes of the node's budget that no engine has
     reason: str = ""
+    breaker: str = ""  # "open" or "half_open"; empty when closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,9 @@ def choose(candidates: Sequence[Candidate], tried: Collection[str] = (), hints: 
     ready = [c for c in alive if c.state == ModelState.READY]
     fresh = [c for c in ready if c.node not in tried]
     if fresh:
-        return Place(tuple(rank(fresh, hints)), barred)
+        # The board lets nobody past an open breaker, unless there is no other place: then all are offered.
+        sound = [c for c in fresh if c.breaker != "open"] or fresh
+        return Place(tuple(rank(sound, hints)), barred)
     others = [c for c in alive if c.node not in tried and c.state != ModelState.READY]
     for c in others:
         if c.state in _COMING:

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from gputorrent.redis import Pipe, asynchronous
 from jobs import explanation
-from jobs.board import Board
+from jobs.board import Board, Look
 from jobs.candidates import candidates
 from jobs.explanation import Explained
 from jobs.routing import Hints
@@ -31,13 +31,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, model: str, tokens: int, **options: Any) -> None:
         try:
-            snapshot, in_flight = asyncio.run(_look())
+            snapshot, seen = asyncio.run(_look())
         except redis.RedisError as e:
             raise CommandError(f"Redis is away ({type(e).__name__}): check REDIS_URL") from None
         if model not in snapshot.by_model:
             known = ", ".join(sorted(snapshot.by_model)) or "none; are there nodes? See `manage.py node list`"
             raise CommandError(f"no node offers {model!r}. Known models: {known}")
-        offered = candidates(snapshot, in_flight, model)
+        offered = candidates(snapshot, seen.loads, seen.breakers, model)
         decision, rows = explanation.explain(offered, Hints(max(0, tokens)))
         said = explanation.in_words(decision)
         found = [_figures(row, snapshot.nodes[row.candidate.node], snapshot.leased) for row in rows]
@@ -56,12 +56,12 @@ class Command(BaseCommand):
             self.stdout.write("  ".join(row[name].ljust(wide[name]) for name in heads).rstrip())
 
 
-async def _look() -> tuple[Snapshot, dict[str, int]]:
+async def _look() -> tuple[Snapshot, Look]:
     client = asynchronous()
     try:
         pipe, snapshot = Pipe(client), Snapshot()
         await snapshot.refresh(pipe)
-        return snapshot, await Board(pipe).loads()
+        return snapshot, await Board(pipe).look()
     finally:
         await client.aclose()
 
@@ -80,6 +80,7 @@ def _figures(row: Explained, node: NodeView, leased: frozenset[str]) -> dict[str
         "latency": round(s.latency, 3) if s else None,
         "weight": round(c.weight, 3),
         "share": round(row.share, 3) if s else None,
+        "breaker": c.breaker,
         "ttft_ms": round(c.ttft_ms, 1) or None,
         "context": c.max_model_len or None,
         "weight_from": c.weight_from,
