@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import secrets
+import time
 from typing import Any
 
 import redis
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import interactive, routing
+from jobs import cancelling, interactive, retention, routing
 from jobs.board import Board, Full, Held, Placed
 from jobs.candidates import candidates
 from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
-from jobs.models import Attempt, Job, JobState
+from jobs.mailbox import tell
+from jobs.models import TERMINAL, Attempt, Job, JobState
 from nodes.models import Node
 from nodes.registry import Refusal, check_incarnation
 from nodes.view import Snapshot
-from worker_agent.contract import FIELD, Done, Failed, Load, Report, Work, control_key, encode
+from worker_agent.contract import Done, Failed, Load, Report, Work
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +39,45 @@ class TryAgainLater(Exception):
     """Nothing can be decided now; the sweep queues the job again."""
 
 
-def submit(request: Request) -> Job:
-    """Accept a job: committed before this returns, then queued for routing."""
+class TooLate(DatabaseError):
+    """The ledger was so slow that the caller has been refused meanwhile."""
+
+
+def accept(request: Request, give_up_at: float = math.inf) -> Job:
+    """Accept a job: committed before this returns. To be queued next (`queue`).
+
+    Raises `TooLate`, with nothing kept, when it comes to the commit after `give_up_at` (monotonic seconds):
+    a caller who was refused sends it again.
+    """
+    with transaction.atomic():
+        job = Job.objects.create(
+            id=new_job_id(),
+            path=request.path,
+            model=request.model,
+            key_id=request.key,
+            asynchronous=True,
+            request=request.body,
+        )
+        if time.monotonic() > give_up_at:
+            raise TooLate("the caller has been refused")
+    return job
+
+
+def queue(job: Job) -> None:
+    """Queue a new job for routing. After the commit, or a fast worker would look for a row that is not there
+    yet. When Redis is away the job is safe in the ledger, and the sweep queues it."""
     from jobs import tasks
 
-    job = Job.objects.create(
-        id=new_job_id(),
-        path=request.path,
-        model=request.model,
-        key_id=request.key,
-        asynchronous=True,
-        request=request.body,
-    )
-    # After the commit, or a fast worker would look for a row that is not there yet. When Redis is away the
-    # job is safe in the ledger, and the sweep queues it.
     try:
-        transaction.on_commit(lambda: tasks.enqueue_routing(job.id, 0))
+        tasks.enqueue_routing(job.id, 0)
     except redis.RedisError as e:
         log.warning("redis unavailable error=%s job=%s waits for the sweep", type(e).__name__, job.id)
+
+
+def submit(request: Request) -> Job:
+    """Accept a job and queue it, for whoever may block."""
+    job = accept(request)
+    queue(job)
     return job
 
 
@@ -108,7 +132,7 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
     if attempt is None:
         return "moved by another"
     if isinstance(decision, routing.Load):
-        await pipe.send("XADD", control_key(decision.node), "*", FIELD, encode(Load(job.model)))
+        await tell(pipe, decision.node, Load(job.model))
     order = [s.node for s in decision.order] if isinstance(decision, routing.Place) else []
     work = Work(
         job=job.id,
@@ -135,11 +159,18 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
     if isinstance(answer, Full):
         await sync_to_async(_unclaim)(attempt)
         raise TryAgainLater("the queue is full")
+    if await sync_to_async(_has_ended)(job.id):  # cancelled while the board was asked
+        await cancelling.withdraw(board, pipe, job.id)
+        return "ended meanwhile"
     if isinstance(answer, Placed):
         why = next((str(s) for s in getattr(decision, "order", ()) if s.node == answer.node), "")
         await sync_to_async(_placed)(job.id, attempt.number, answer.node, why)
         return f"placed on {answer.node}"
     return f"waiting behind {answer.position}"
+
+
+def _has_ended(job_id: str) -> bool:
+    return Job.objects.filter(pk=job_id, state__in=TERMINAL).exists()
 
 
 def _claim(job: Job) -> Attempt | None:
@@ -295,8 +326,9 @@ async def sweep() -> dict[str, int]:
             if job_id not in placed and await board.position(job_id) is None:
                 await sync_to_async(_queue_again)(job_id)
                 queued += 1
-        expired = await sync_to_async(_expire)()
-        return {"rescued": len(lost), "queued_again": queued, "expired": expired}
+        revoked = await cancelling.end_those_of_dead_keys(board, pipe)
+        expired = await sync_to_async(retention.tidy)()
+        return {"rescued": len(lost), "queued_again": queued, "revoked": revoked, "expired": expired}
     finally:
         await client.aclose()
 
@@ -363,22 +395,3 @@ def _queue_again(job_id: str) -> None:
         _fail(job, "upstream_failed", "every attempt was lost on its way to a node")
         return
     tasks.enqueue_routing(job_id, job.attempt_count)
-
-
-def _expire() -> int:
-    """End what has waited for longer than results are kept, and drop old results and old jobs."""
-    now = timezone.now()
-    expired = 0
-    too_old = now - datetime.timedelta(seconds=settings.RESULT_TTL_SECONDS)
-    for job in Job.objects.filter(asynchronous=True, state=JobState.PENDING, created_at__lt=too_old)[:1000]:
-        expired += move(
-            job,
-            Move.EXPIRE,
-            finished_at=now,
-            error_code="expired",
-            error_message="no node took it in time",
-            request=None,
-        )
-    Job.objects.filter(finished_at__lt=too_old).exclude(result=None).update(result=None)
-    Job.objects.filter(finished_at__lt=now - datetime.timedelta(seconds=settings.JOB_TTL_SECONDS)).delete()
-    return expired

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from jobs import lifecycle
+from jobs.errors import JobError
 from jobs.lifecycle import Move
 from jobs.models import TERMINAL, Attempt, Job, JobState
 from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply
@@ -21,7 +22,6 @@ WIRE_LOST: Final = "wire_lost"
 SEQUENCE_GAP: Final = "sequence_gap"
 QUEUE_TIMEOUT: Final = "queue_timeout"
 SLOW_CLIENT: Final = "slow_client"
-KEY_REVOKED: Final = "key_revoked"
 UNSERVABLE: Final = "unservable"
 LOAD_TIMEOUT: Final = "load_timeout"
 
@@ -89,6 +89,7 @@ class InteractiveJob:
     id: str
     request: Request
     buffer_bytes: int
+    web: str = ""
     state: JobState = JobState.PENDING
     version: int = 1
     created_at: float = field(default_factory=time.time)
@@ -106,7 +107,8 @@ class InteractiveJob:
     wait_limit: float = 0.0  # seconds
     placed_since: float = 0.0
     heard_at: float = 0.0
-    left_at: float = 0.0  # the caller has gone; only the end of the attempt is awaited
+    left_at: float = 0.0  # the caller has gone, or was sent away; only the end of the attempt is awaited
+    stopped: JobError | None = None  # what a caller who was sent away is told
     cancel_sent: bool = False
     leaving: bool = False  # a step to take it off the board is under way
     leave_tries: int = 0
@@ -122,7 +124,10 @@ class InteractiveJob:
     # -- attempts ------------------------------------------------------------------------------------
 
     def claim(self) -> None:
-        """Begin the next attempt: it counts from here, whatever becomes of it."""
+        """Begin the next attempt: it counts from here, whatever becomes of it. Raises what a job that was
+        stopped meanwhile was stopped with."""
+        if self.stopped:
+            raise self.stopped
         self.attempt += 1
         self.lease = secrets.token_bytes(16)
         self.next_seq = 0
@@ -222,16 +227,27 @@ class InteractiveJob:
         self.attempt_over(lost.outcome, lost.message)
         self._put(lost)
 
+    def stop(self, error: JobError) -> None:
+        """Send the caller away: after the chunks that have gathered, `next` raises `error`."""
+        self.stopped = error
+        self._wake()
+
     def _put(self, event: Event) -> None:
         self._events.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     # -- events out ----------------------------------------------------------------------------------
 
     async def next(self) -> Event:
-        """The next event of the live attempt; chunks that gathered meanwhile come as one."""
+        """The next event of the live attempt; chunks that gathered meanwhile come as one. Raises what the
+        job was stopped with."""
         while not self._events:
+            if self.stopped:
+                raise self.stopped
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -239,6 +255,8 @@ class InteractiveJob:
                 self._waiter = None
         event = self._events.popleft()
         if not isinstance(event, Chunk):
+            if self.stopped:
+                raise self.stopped
             return event
         self._buffered -= len(event.data)
         if not self._events or not isinstance(self._events[0], Chunk):
@@ -265,6 +283,7 @@ class InteractiveJob:
             stream=self.request.stream,
             key_id=self.request.key,
             node_id=placed.node if placed else None,
+            web=self.web,
             attempt_count=self.attempt,
             why=self.why[:300],
             created_at=_at(self.created_at),
