@@ -11,9 +11,6 @@ from django.utils import timezone
 from jobs.lifecycle import Move, move
 from jobs.models import Attempt, Job, JobState
 
-_AT_ONCE = 500
-_MOST_DELETED = 5000
-
 
 def tidy() -> int:
     """End what has waited for longer than results are kept, drop old results and old jobs. Returns how many
@@ -49,13 +46,13 @@ def drop_results(finished_before: datetime.datetime, read_before: datetime.datet
     return Job.objects.filter(over, result__isnull=False).update(result=None)
 
 
-def delete_finished(finished_before: datetime.datetime) -> int:
+def delete_finished(finished_before: datetime.datetime, *, at_once: int = 500, most: int = 5000) -> int:
     """Delete old jobs with their attempts, some at a time: one statement for a week of jobs would hold its
-    locks, and SQLite's only writer, for as long. What is too much for one call is left to the next."""
+    locks, and SQLite's only writer, for as long. What is beyond `most` is left to the next call."""
     deleted = 0
-    while deleted < _MOST_DELETED:
+    while deleted < most:
         old = Job.objects.filter(finished_at__lt=finished_before).order_by("finished_at")
-        ids = list(old.values_list("pk", flat=True)[:_AT_ONCE])
+        ids = list(old.values_list("pk", flat=True)[:at_once])
         if not ids:
             break
         Attempt.objects.filter(job_id__in=ids).delete()

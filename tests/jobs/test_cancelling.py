@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
@@ -198,7 +199,7 @@ async def test_what_has_ended_stays_as_it_is(desk, node):
 
 
 @pytest.fixture
-async def other(desk) -> Dispatcher:
+async def other(desk) -> AsyncIterator[Dispatcher]:
     """Another web process, as far as Redis and the ledger can tell."""
     dispatcher = Dispatcher()
     await dispatcher.start()
