@@ -11,6 +11,7 @@ from api import errors, priority, schemas, streaming
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from jobs.errors import JobError
+from jobs.interactive import InteractiveJob
 from worker_agent.contract import Chunk
 
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -55,22 +56,26 @@ async def complete(
         job = await gateway.dispatcher.submit(request)
         if request.stream and not job.node:
             # It waits, perhaps for a model to be loaded: the stream opens now and is kept alive meanwhile.
-            headers: Headers = [(b"x-request-id", job.id.encode())]
-            parts = streaming.waiting(gateway.dispatcher, job)
-            return Answer(200, SSE + headers, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+            return _stream(gateway, job, streaming.waiting(gateway.dispatcher, job))
         first = await gateway.dispatcher.first(job)
     except JobError as e:
         return refuse(errors.of_job(e))
     except ApiError as e:
         return refuse(e)
-    headers = [(b"x-request-id", job.id.encode())]
     if isinstance(first, Chunk):
-        parts = streaming.events(gateway.dispatcher, job, first.data)
-        return Answer(200, SSE + headers, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+        return _stream(gateway, job, streaming.events(gateway.dispatcher, job, first.data))
     if first.status >= 400:
-        return refuse(streaming.engine_refusal(first.status, first.body), headers)
+        return refuse(streaming.engine_refusal(first.status, first.body), _named(job))
     kind = SSE if request.stream else JSON
-    return Answer(first.status, kind + headers, first.body)
+    return Answer(first.status, kind + _named(job), first.body)
+
+
+def _stream(gateway: Gateway, job: InteractiveJob, parts: AsyncGenerator[bytes, None]) -> Answer:
+    return Answer(200, SSE + _named(job), parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+
+
+def _named(job: InteractiveJob) -> Headers:
+    return [(b"x-request-id", job.id.encode())]
 
 
 def refuse(error: ApiError, headers: Headers | None = None) -> Answer:

@@ -7,14 +7,17 @@ from typing import Any, Final
 
 import msgspec
 import redis
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
 from rest_framework.exceptions import APIException, MethodNotAllowed, NotFound
 from rest_framework.response import Response
 
 from jobs.errors import (
     BrokerUnavailable,
+    Cancelled,
     FirstTokenTimeout,
     HeldOff,
     JobError,
+    KeyRevoked,
     ModelLoading,
     ModelUnavailable,
     NoSuchModel,
@@ -39,10 +42,12 @@ JOB_ERRORS: Final[dict[type[JobError], tuple[int, str]]] = {
     FirstTokenTimeout: (504, "timeout_error"),
     UpstreamFailed: (502, "upstream_error"),
     BrokerUnavailable: (503, "service_unavailable_error"),
+    Cancelled: (400, "invalid_request_error"),
+    KeyRevoked: (401, "authentication_error"),
 }
 """How an end without an answer looks to a caller: HTTP status and OpenAI's `type`. The `code` is ours."""
 
-NO_RETRY: Final = frozenset({FirstTokenTimeout, HeldOff, ModelUnavailable})
+NO_RETRY: Final = frozenset({Cancelled, FirstTokenTimeout, HeldOff, ModelUnavailable})
 """Ends after which the official clients should not repeat the request by themselves."""
 
 
@@ -98,15 +103,37 @@ def of_job(error: JobError) -> ApiError:
     headers: Headers = []
     if error.retry_after:
         headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     if type(error) in NO_RETRY:
         headers.append((b"x-should-retry", b"false"))
     param = "model" if isinstance(error, NoSuchModel) else None
     return ApiError(status, type_, error.code, str(error), param=param, headers=headers)
 
 
+def no_such_model(model: str) -> ApiError:
+    """Nobody here offers the model."""
+    return of_job(NoSuchModel(f"The model `{model[:200]}` does not exist: no node offers it."))
+
+
+def ledger_unavailable() -> ApiError:
+    """The database is away, or does not answer."""
+    return ApiError(
+        503,
+        "service_unavailable_error",
+        "ledger_unavailable",
+        "the database is unavailable for the moment",
+        headers=[(b"retry-after", b"2")],
+    )
+
+
 def unexpected() -> ApiError:
     """Something of ours is broken; the log has the traceback."""
     return ApiError(500, "server_error", "internal_error", "an internal error occurred")
+
+
+_LEDGER: Final = (DatabaseError, InterfaceError)
+_OURS: Final = (DataError, IntegrityError)  # what the database says of a mistake in here
 
 
 def drf_exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
@@ -116,6 +143,9 @@ def drf_exception_handler(exc: Exception, context: dict[str, Any]) -> Response |
     elif isinstance(exc, redis.RedisError):
         log.warning("redis unavailable error=%s", type(exc).__name__)
         exc = of_job(BrokerUnavailable("the queue is unavailable for the moment"))
+    elif isinstance(exc, _LEDGER) and not isinstance(exc, _OURS):
+        log.warning("ledger unavailable error=%s", type(exc).__name__)
+        exc = ledger_unavailable()
     if isinstance(exc, ApiError):
         headers = {name.decode(): value.decode() for name, value in exc.headers}
         return Response(exc.data(), status=exc.status, headers=headers)

@@ -12,7 +12,7 @@ import msgspec
 from django.conf import settings
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from api.errors import ApiError, invalid
+from api.errors import ApiError, invalid, no_such_model
 from jobs import prompt
 from jobs.interactive import Request
 from worker_agent.contract import MODEL_NAME
@@ -87,7 +87,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise _refused(e) from None
     if not MODEL_NAME.fullmatch(wanted.model):
-        raise _no_model(wanted.model)
+        raise no_such_model(wanted.model)
     stream = bool(wanted.stream)
     asked = isinstance(wanted.stream_options, StreamOptions)
     if asked and not stream:
@@ -124,16 +124,6 @@ def _with_usage(body: bytes, *, has_options: bool) -> bytes:
     whole = _any.decode(body)
     whole["stream_options"] = {**(whole["stream_options"] or {}), "include_usage": True}
     return msgspec.json.encode(whole)
-
-
-def _no_model(model: str) -> ApiError:
-    return ApiError(
-        404,
-        "invalid_request_error",
-        "model_not_found",
-        f"The model `{model[:200]}` does not exist: no node offers it.",
-        param="model",
-    )
 
 
 def _refused(error: Exception) -> ApiError:

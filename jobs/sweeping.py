@@ -13,7 +13,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from gputorrent.redis import piped
-from jobs import asynchronous, breaker, interactive, reconcile
+from jobs import asynchronous, breaker, cancelling, interactive, reconcile
 from jobs.board import Board, Held
 from jobs.breaker import Verdict
 from jobs.models import Job, JobState
@@ -42,7 +42,8 @@ async def sweep() -> dict[str, int]:
             if job_id not in placed and await board.position(job_id) is None:
                 await sync_to_async(_queue_again)(job_id)
                 queued += 1
-        return {"rescued": len(lost), "queued_again": queued, "healed": healed}
+        revoked = await cancelling.end_those_of_dead_keys(board, pipe)
+        return {"rescued": len(lost), "queued_again": queued, "revoked": revoked, "healed": healed}
 
 
 def _rescue_running(snapshot: Snapshot) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ from rq.job import Job as Task
 from rq.job import JobStatus
 
 from gputorrent.redis import blocking
-from jobs import asynchronous, expiry, sweeping
+from jobs import asynchronous, pruning, retention, sweeping
 from nodes import registry, samples
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def sweep() -> dict[str, int]:
 def tidy() -> dict[str, int]:
     """What is too old, roll-ups of the nodes' figures, left-over keys."""
     samples.thin()
-    return _said("tidy", {"expired": expiry.expire(), "left_over": async_to_sync(expiry.clear)()})
+    return _said("tidy", {"expired": retention.tidy(), "left_over": async_to_sync(pruning.clear)()})
 
 
 def _said(what: str, done: dict[str, int]) -> dict[str, int]:
