@@ -21,7 +21,7 @@ from gputorrent.redis import Pipe, asynchronous
 from jobs import interactive, routing
 from jobs.board import Board, Full, Held, Placed
 from jobs.candidates import candidates
-from jobs.interactive import RETRYABLE, Request, new_job_id
+from jobs.interactive import RETRYABLE, WIRE_LOST, Request, new_job_id
 from jobs.lifecycle import Move, move
 from jobs.models import Attempt, Job, JobState
 from nodes.models import Node
@@ -153,7 +153,7 @@ def _claim(job: Job) -> Attempt | None:
         job.attempt_count += 1
         job.version += 1
         # What waited on the board when Redis lost it, or never got there, was never heard of again.
-        lost = {"outcome": interactive.WIRE_LOST, "reason": "it was lost on its way to a node"}
+        lost = {"outcome": WIRE_LOST, "reason": "it was lost on its way to a node"}
         job.attempts.filter(outcome="").update(**lost, finished_at=timezone.now())
         return Attempt.objects.create(job=job, number=job.attempt_count, lease=secrets.token_hex(16))
 
