@@ -13,6 +13,7 @@ from rest_framework.response import Response
 from jobs.errors import (
     BrokerUnavailable,
     FirstTokenTimeout,
+    HeldOff,
     JobError,
     ModelLoading,
     ModelUnavailable,
@@ -32,6 +33,7 @@ JOB_ERRORS: Final[dict[type[JobError], tuple[int, str]]] = {
     NoWorkers: (503, "service_unavailable_error"),
     ModelUnavailable: (503, "service_unavailable_error"),
     ModelLoading: (503, "service_unavailable_error"),
+    HeldOff: (422, "invalid_request_error"),
     QueueFull: (429, "rate_limit_error"),
     QueueTimeout: (503, "service_unavailable_error"),
     FirstTokenTimeout: (504, "timeout_error"),
@@ -40,7 +42,7 @@ JOB_ERRORS: Final[dict[type[JobError], tuple[int, str]]] = {
 }
 """How an end without an answer looks to a caller: HTTP status and OpenAI's `type`. The `code` is ours."""
 
-NO_RETRY: Final = frozenset({FirstTokenTimeout, ModelUnavailable})
+NO_RETRY: Final = frozenset({FirstTokenTimeout, HeldOff, ModelUnavailable})
 """Ends after which the official clients should not repeat the request by themselves."""
 
 

@@ -28,6 +28,7 @@ class Job(models.Model):
     model = models.CharField(max_length=200)
     stream = models.BooleanField(default=False)
     asynchronous = models.BooleanField(default=False)
+    priority = models.SmallIntegerField(default=0)
     # No database constraint on what is written behind: a key or a node deleted meanwhile must not cost a
     # whole batch of records.
     key = models.ForeignKey(
@@ -48,6 +49,8 @@ class Job(models.Model):
     )
     attempt_count = models.PositiveSmallIntegerField("attempts", default=0)
     why = models.CharField("why this node", max_length=300, blank=True)
+    # The web process that answers; empty for asynchronous jobs.
+    web = models.CharField(max_length=16, blank=True, editable=False)
 
     created_at = models.DateTimeField(default=timezone.now)
     placed_at = models.DateTimeField(null=True, blank=True)
