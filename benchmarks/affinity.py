@@ -141,7 +141,7 @@ def main() -> int:
             found[name] = run(cluster, port, name, chosen)
             f = found[name]
             print(
-                f"{name:8} affinity: prefix-cache hit rate {f.rate:6.1%} ({f.hits:.0f} of {f.asked:.0f} tokens)"
+                f"{name:8} affinity: hit rate {f.rate:6.1%} ({f.hits:.0f} of {f.asked:.0f} prompt tokens)"
                 f"  requests {'/'.join(f'{n:.0f}' for n in f.requests)}"
                 f"  answer p50 {statistics.median(f.seconds):.2f} s",
                 flush=True,

@@ -79,8 +79,7 @@ async def route(job_id: str) -> str:
         found = await sync_to_async(_open_job)(job_id)
         if found is None:
             return "not pending"
-        job, tried = found
-        return await _route(job, tried, snapshot, board, pipe)
+        return await _route(*found, snapshot, board, pipe)
 
 
 def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
@@ -99,8 +98,7 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         await sync_to_async(_fail)(job, e.code, str(e))
         return f"refused: {e.code}"
     offered = candidates(snapshot, seen.loads, seen.breakers, job.model)
-    turns = spreading.drawn(job.id, {c.node: c.weight for c in offered})
-    hints = routing.Hints(prompt.tokens_of_body(body), turns)
+    hints = routing.Hints(prompt.tokens_of_body(body), spreading.drawn(job.id, offered))
     decision = routing.choose(offered, tried, hints)
     if isinstance(decision, routing.Refuse):
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
