@@ -12,6 +12,7 @@ import math
 import random
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -264,8 +265,8 @@ def _taken(node: Node, message: Report, job: Job | None) -> str:
         return "stale"
     if attempt.outcome:
         return "done" if message.reply is not None and attempt.node_id == node.pk else "stale"
-    if _placed(message.job, message.attempt, node.pk):
-        job.refresh_from_db()
+    _placed(message.job, message.attempt, node.pk)
+    job.refresh_from_db()  # even if that changed nothing: the router may have noted the same just now
     if job.attempt_count != message.attempt or job.state != JobState.RUNNING or job.node_id != node.pk:
         return "stale"
     if message.reply is None:
@@ -331,14 +332,16 @@ def attempt_lost(job: Job, outcome: str, reason: str) -> bool:
     return _fail(job, "upstream_failed", "every attempt was lost with its node")
 
 
-def queue_again(job: Job, quiet: datetime.datetime) -> None:
-    """Nothing moves a pending job; `quiet` is since when nothing should have. Raises `redis.RedisError`."""
+def queue_again(jobs: Sequence[Job], quiet: datetime.datetime) -> int:
+    """Nothing moves these pending jobs, or so it was when they were read; `quiet` is since when nothing
+    should have. Returns how many were queued. Raises `redis.RedisError`."""
     from jobs import tasks
 
-    if job.attempt_count >= settings.ATTEMPTS and not job.attempts.filter(claimed_at__gt=quiet).exists():
-        _fail(job, "upstream_failed", "every attempt was lost on its way to a node")
-        return
-    tasks.enqueue_routing(job.id, job.attempt_count)
+    spent = {job.pk: job for job in jobs if job.attempt_count >= settings.ATTEMPTS}
+    fresh = Attempt.objects.filter(job__in=list(spent), claimed_at__gt=quiet)
+    for name in spent.keys() - set(fresh.values_list("job_id", flat=True)):
+        _fail(spent[name], "upstream_failed", "every attempt was lost on its way to a node")
+    return tasks.enqueue_missing([(job.pk, job.attempt_count) for job in jobs if job.pk not in spent])
 
 
 def _fail(job: Job, code: str, message: str) -> bool:
