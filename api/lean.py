@@ -53,9 +53,8 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _answer(scope: Scope, body: bytes, send: Send) -> None:
-    authorization = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
     try:
-        answer = await complete(gateway.of(scope), scope["path"], authorization.decode("latin-1"), body)
+        answer = await complete(gateway.of(scope), scope["path"], dict(scope["headers"]), body)
     except ApiError as e:
         answer = refuse(e)
     except Exception:  # the caller gets our shape, the log the traceback
@@ -71,6 +70,11 @@ async def _answer(scope: Scope, body: bytes, send: Send) -> None:
     finally:
         await answer.close()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def too_large(send: Send, limit: int) -> None:
+    """Answer that a body is larger than `limit` bytes."""
+    await _send_whole(send, refuse(errors.too_large(limit)))
 
 
 async def _send_whole(send: Send, answer: Answer) -> None:

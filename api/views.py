@@ -14,8 +14,9 @@ from rest_framework.response import Response
 
 from api import gateway, reading, schemas, steering
 from api.authentication import Caller, require_staff
-from api.completion import Answer, complete
-from api.errors import ApiError, invalid
+from api.completion import Answer, complete, must_be_json
+from api.errors import ApiError, invalid, unexpected
+from gputorrent import tracing
 from jobs import asynchronous
 
 
@@ -23,8 +24,14 @@ def _gateway(request: Request) -> gateway.Gateway:
     return gateway.of(getattr(request._request, "scope", {}))
 
 
+def _headers(request: Request) -> dict[bytes, bytes]:
+    return dict(getattr(request._request, "scope", {}).get("headers", ()))
+
+
 def _caller(request: Request) -> Caller:
-    return _gateway(request).keys.caller(request.headers.get("Authorization", ""))
+    caller = _gateway(request).keys.caller(request.headers.get("Authorization", ""))
+    tracing.current().key = caller.name
+    return caller
 
 
 async def _staff(request: Request) -> str:
@@ -64,7 +71,7 @@ class CompletionView(APIView):
         answer = await complete(
             _gateway(request),
             request._request.path,
-            request.headers.get("Authorization", ""),
+            _headers(request),
             request._request.body,
         )
         response: HttpResponseBase
@@ -93,9 +100,7 @@ class ModelView(APIView):
         for found in reading.models(_gateway(request).dispatcher):
             if found["id"] == model:
                 return Response(found)
-        raise invalid(
-            f"The model `{model[:200]}` does not exist.", code="model_not_found", param="model", status=404
-        )
+        raise invalid(f"The model `{model[:200]}` does not exist.", code="model_not_found", param="model")
 
 
 class JobsView(APIView):
@@ -107,6 +112,7 @@ class JobsView(APIView):
 
     async def post(self, request: Request) -> Response:
         caller = _caller(request)
+        must_be_json(_headers(request))
         path, body = _unwrap(request._request.body)
         wanted = schemas.parse(path, body, key=caller.key)
         if wanted.stream:
@@ -117,7 +123,6 @@ class JobsView(APIView):
                 f"The model `{wanted.model}` does not exist: no node offers it.",
                 code="model_not_found",
                 param="model",
-                status=404,
             )
         job = await sync_to_async(asynchronous.submit)(wanted)
         answer = {"id": job.id, "object": "job", "status": job.state, "model": job.model}
@@ -151,7 +156,7 @@ class JobView(APIView):
         caller = _caller(request)
         found = await sync_to_async(reading.job)(job, key=None if caller.staff else caller.key)
         if found is None:
-            raise invalid("No such job.", code="job_not_found", status=404)
+            raise invalid("No such job.", code="job_not_found")
         return Response(found)
 
 
@@ -176,6 +181,7 @@ class WorkerModelView(APIView):
 
     async def post(self, request: Request, node: str, verb: str) -> Response:
         by = await _staff(request)
+        must_be_json(_headers(request))
         try:
             model = msgspec.json.decode(request._request.body, type=steering.ModelBody).model
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
@@ -211,11 +217,21 @@ class ReadyView(APIView):
 
 def no_such_path(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """404 in OpenAI's shape."""
-    error = invalid(f"Unknown path: {request.path[:200]}", code="unknown_url", status=404)
-    return JsonResponse(error.data(), status=404)
+    return _plain(invalid(f"Unknown path: {request.path[:200]}", code="unknown_url"))
+
+
+def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """400 for what Django itself refuses, for example a wrong Host header."""
+    return _plain(invalid("The request was refused.", code="bad_request"))
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """500 in OpenAI's shape; the log has the traceback."""
-    error = ApiError(500, "server_error", "internal_error", "an internal error occurred")
-    return JsonResponse(error.data(), status=500)
+    return _plain(unexpected())
+
+
+def _plain(error: ApiError) -> HttpResponse:
+    response = JsonResponse(error.data(), status=error.status)
+    for name, value in error.headers:
+        response[name.decode()] = value.decode()
+    return response

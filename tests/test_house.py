@@ -11,7 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("api", "jobs", "nodes", "gputorrent", "worker_agent")
 CONTRACT = "worker_agent.contract"
-GROUND = ("gputorrent.background", "gputorrent.credentials", "gputorrent.redis", "gputorrent.settings")
+GROUND = (
+    "gputorrent.background",
+    "gputorrent.credentials",
+    "gputorrent.redis",
+    "gputorrent.settings",
+    "gputorrent.tracing",
+)
 """What every room of the coordinator stands on."""
 TOP = ("gputorrent.asgi", "gputorrent.urls")
 """What stands on the rooms."""
