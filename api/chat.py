@@ -123,7 +123,6 @@ class ChatCompletion(Sampling, kw_only=True):
     modalities: list[Literal["text"]] | None = None
     moderation: Any = None
     prediction: dict[str, Any] | None = None
-    prompt_cache_key: ShortText | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: ShortText | None = None
     safety_identifier: ShortText | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 
-from api import errors, schemas, streaming
+from api import errors, priority, schemas, streaming
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from gputorrent import tracing
@@ -51,7 +51,8 @@ async def complete(gateway: Gateway, path: str, headers: Mapping[bytes, bytes], 
         caller = gateway.keys.caller(headers.get(b"authorization", b"").decode("latin-1"))
         trace.key = caller.name
         must_be_json(headers)
-        request = schemas.parse(path, body, key=caller.key)
+        x_priority = headers.get(priority.HEADER.encode(), b"").decode("latin-1")
+        request = priority.apply(schemas.parse(path, body, key=caller.key), caller, x_priority)
         job = await gateway.dispatcher.submit(request)
         trace.job = job.id
         if request.stream and not job.node:

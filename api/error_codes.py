@@ -149,6 +149,13 @@ TABLE: Final[tuple[Code, ...]] = (
         "The path knows other methods; they are in the `Allow` header.",
         "Use one of those.",
     ),
+    Code(
+        "request_held_off", 422, INVALID,
+        "This very request has brought down several engines. It is refused for `GPUTORRENT_HOLD_OFF_SECONDS` "
+        "(600 s).",
+        "Change the request, and tell the operator.",
+        retry=False,
+    ),
     # -- what the cluster can do now ------------------------------------------------------------------
     Code(
         "queue_full", 429, "rate_limit_error",
@@ -241,7 +248,7 @@ def document() -> str:
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in TABLE:
-        retried = row.status in {408, 409, 429} or row.status >= 500
+        retried = row.status in {408, 409, 429} or row.status >= 500 or not row.retry
         retry = "-" if not retried else "yes" if row.retry else "no"
         status = "4xx" if row.code == "rejected_by_engine" else row.status
         lines.append(

@@ -71,8 +71,10 @@ class ApiError(Exception):
 
 
 def _advice(row: Code, retry_after: float | None) -> Headers:
-    """When to try again, and whether clients that do so by themselves should."""
+    """What is wanted instead, when to try again, and whether clients that do so by themselves should."""
     headers: Headers = []
+    if row.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     if retry_after:
         headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
     if not row.retry:
@@ -87,7 +89,7 @@ def invalid(message: str, *, code: str = "invalid_value", param: str | None = No
 
 def unauthorized(message: str) -> ApiError:
     """The key is missing or wrong."""
-    return ApiError("invalid_api_key", message, headers=[(b"www-authenticate", b"Bearer")])
+    return ApiError("invalid_api_key", message)
 
 
 def of_job(error: JobError) -> ApiError:

@@ -169,12 +169,13 @@ def _worker(node: Node) -> dict[str, Any]:
 
 
 async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
-    """Nodes by state, models with slots and queues, jobs by state."""
+    """Nodes by state, models with slots and queues, circuit breakers that are not closed, jobs by state."""
     snapshot = dispatcher.snapshot
     names = sorted(snapshot.by_model)
-    (waiting, depths), loads, ledger = await asyncio.gather(
-        dispatcher.board.depths(names), dispatcher.board.loads(), sync_to_async(_ledger)()
+    (waiting, depths), seen, ledger = await asyncio.gather(
+        dispatcher.board.depths(names), dispatcher.board.look(), sync_to_async(_ledger)()
     )
+    loads = seen.loads
     each = []
     for name in names:
         ready = [c for c in dispatcher.candidates(name) if c.takes_work and c.state == ModelState.READY]
@@ -188,7 +189,18 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
                 "waiting": depths[name],
             }
         )
-    return {"object": "cluster", "models": each, "waiting": waiting, **ledger}
+    breakers = [
+        {
+            "node": b.node,
+            "name": snapshot.nodes[b.node].name if b.node in snapshot.nodes else None,
+            "model": b.model,
+            "state": b.state,
+            "faults": b.faults,
+            "probe_at": round(b.until, 3),
+        }
+        for b in seen.breakers.values()
+    ]
+    return {"object": "cluster", "models": each, "waiting": waiting, "breakers": breakers, **ledger}
 
 
 def _ledger() -> dict[str, Any]:

@@ -138,6 +138,7 @@ class Sampling(Struct, kw_only=True):
     seed: Seed | None = None
     logit_bias: Bias | None = None
     user: ShortText | None = None
+    prompt_cache_key: ShortText | None = None
     response_format: AsText | AsObject | AsSchema | AsTagged | None = None
     # vLLM's
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None

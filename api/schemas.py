@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -17,6 +18,7 @@ from api.chat import ChatCompletion
 from api.errors import ApiError, invalid
 from api.sampling import Sampling, StreamOptions
 from api.text import Completion, Embedding
+from jobs import prompt
 from jobs.interactive import Request
 from worker_agent.contract import MODEL_NAME
 
@@ -94,7 +96,27 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     elif hide_usage:
         start = body.index(b"{") + 1
         body = body[:start] + _USAGE + body[start:]
-    return Request(path, wanted.model, body, stream, hide_usage, key)
+    request = Request(
+        path, wanted.model, body, stream, hide_usage, key, tokens_wanted=_tokens(wanted, fields)
+    )
+    return replace(request, prefix=_prefix(wanted, fields, request.tenant)) if settings.AFFINITY else request
+
+
+def _tokens(wanted: Sampling, fields: dict[str, Any]) -> int:
+    """Of context, at least."""
+    if isinstance(wanted, ChatCompletion):
+        most = wanted.max_completion_tokens or wanted.max_tokens or 0
+        return prompt.chat_tokens((m.get("content") for m in fields["messages"]), most)
+    return prompt.text_tokens(fields["prompt"], fields.get("max_tokens") or 0)
+
+
+def _prefix(wanted: Sampling, fields: dict[str, Any], tenant: str) -> prompt.Prefix:
+    if wanted.prompt_cache_key:
+        return prompt.of_cache_key(tenant, wanted.model, wanted.prompt_cache_key)
+    if isinstance(wanted, ChatCompletion):
+        messages = [(m["role"], m.get("content")) for m in fields["messages"]]
+        return prompt.of_chat(tenant, wanted.model, messages)
+    return prompt.of_text(tenant, wanted.model, fields["prompt"])
 
 
 def _fields(body: bytes) -> dict[str, Any]:

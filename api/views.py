@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import gateway, reading, schemas, steering
+from api import gateway, priority, reading, schemas, steering
 from api.authentication import Caller, require_staff
 from api.completion import Answer, complete, must_be_json
 from api.errors import ApiError, invalid, unexpected
@@ -115,6 +115,7 @@ class JobsView(APIView):
         must_be_json(_headers(request))
         path, body = _unwrap(request._request.body)
         wanted = schemas.parse(path, body, key=caller.key)
+        wanted = priority.apply(wanted, caller, request.headers.get(priority.HEADER, ""))
         if wanted.stream:
             raise invalid("An asynchronous job cannot be streamed.", param="stream")
         dispatcher = _gateway(request).dispatcher
@@ -124,6 +125,7 @@ class JobsView(APIView):
                 code="model_not_found",
                 param="model",
             )
+        dispatcher.check_held_off(wanted)
         job = await sync_to_async(asynchronous.submit)(wanted)
         answer = {"id": job.id, "object": "job", "status": job.state, "model": job.model}
         return Response(answer, status=202, headers={"Location": f"/jobs/{job.id}"})

@@ -231,7 +231,17 @@ TOTAL_SECONDS = _number("GPUTORRENT_TOTAL_SECONDS", 3600, 0.1)
 QUEUE_SECONDS = _number("GPUTORRENT_QUEUE_SECONDS", 60, 0)
 QUEUE_PER_MODEL = int(_number("GPUTORRENT_QUEUE_PER_MODEL", 1000, 0))
 QUEUE_TOTAL = int(_number("GPUTORRENT_QUEUE_TOTAL", 5000, 0))
+QUEUE_PER_KEY = int(_number("GPUTORRENT_QUEUE_PER_KEY", (QUEUE_PER_MODEL + 1) // 2, 0))
+"""How many requests of one API key may wait, for all models together: nobody fills a queue alone."""
 ATTEMPTS = 3
+BREAKER_FAULTS = int(_number("GPUTORRENT_BREAKER_FAULTS", 5, 1))
+"""With more faults than this in the window, a model on a node gets no work until a probe succeeds."""
+BREAKER_WINDOW_SECONDS = _number("GPUTORRENT_BREAKER_WINDOW_SECONDS", 60, 0.1)
+BREAKER_OPEN_SECONDS = _number("GPUTORRENT_BREAKER_OPEN_SECONDS", 10, 0.01)
+"""Until the first probe; twice as long after each that fails, up to the longest."""
+BREAKER_LONGEST_SECONDS = _number("GPUTORRENT_BREAKER_LONGEST_SECONDS", 120, 0.01)
+HOLD_OFF_SECONDS = _number("GPUTORRENT_HOLD_OFF_SECONDS", 600, 0.1)
+"""How long a request that brought down three engines is refused."""
 NODE_BYTES = int(_number("GPUTORRENT_NODE_BYTES", 256 * 1024 * 1024, 1024))
 """Bodies that may be under way to one node at a time."""
 STREAM_BUFFER_BYTES = int(_number("GPUTORRENT_STREAM_BUFFER_BYTES", 8 * 1024 * 1024, 1024))
@@ -249,6 +259,8 @@ ALLOW_URLS = _flag("GPUTORRENT_ALLOW_URLS", False)
 EXTRA_PARAMETERS = frozenset(_list("GPUTORRENT_EXTRA_PARAMETERS"))
 """Parameters of requests that pass although neither OpenAI nor `api.sampling` knows them."""
 
+AFFINITY = _flag("GPUTORRENT_AFFINITY", True)
+"""Whether a chat's next turn goes back to the node that has its beginning in its cache."""
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
 """Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime
 import logging
+import random
 import secrets
+import time
 from typing import Any
 
 import redis
@@ -18,9 +20,11 @@ from django.db import transaction
 from django.utils import timezone
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import interactive, routing
+from jobs import breaker, interactive, poison, prompt, routing, spreading
 from jobs.board import Board, Full, Held, Placed
+from jobs.breaker import Verdict
 from jobs.candidates import candidates
+from jobs.errors import HeldOff
 from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
 from jobs.models import Attempt, Job, JobState
@@ -46,6 +50,7 @@ def submit(request: Request) -> Job:
         model=request.model,
         key_id=request.key,
         asynchronous=True,
+        priority=request.priority,
         request=request.body,
     )
     # After the commit, or a fast worker would look for a row that is not there yet. When Redis is away the
@@ -90,8 +95,16 @@ def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
 
 
 async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pipe: Pipe) -> str:
-    loads = await board.loads()
-    decision = routing.choose(candidates(snapshot, loads, job.model), tried)
+    seen, tenant, body = await board.look(), str(job.key_id or 0), bytes(job.request or b"")
+    try:
+        poison.check(seen.strikes, tenant, job.model, body, time.monotonic())
+    except HeldOff as e:
+        await sync_to_async(_fail)(job, e.code, str(e))
+        return f"refused: {e.code}"
+    offered = candidates(snapshot, seen.loads, seen.breakers, job.model)
+    turns = spreading.drawn(job.id, {c.node: c.weight for c in offered})
+    hints = routing.Hints(prompt.tokens_of_body(body), turns)
+    decision = routing.choose(offered, tried, hints)
     if isinstance(decision, routing.Refuse):
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
             raise TryAgainLater("no live node serves the model")
@@ -117,7 +130,7 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         reply="",
         model=job.model,
         path=job.path,
-        body=bytes(job.request or b""),
+        body=body,
         stream=False,
         hide_usage=False,
         first_token_seconds=settings.FIRST_TOKEN_SECONDS,
@@ -127,10 +140,10 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
     answer = await board.reserve(
         work,
         order,
-        tenant=str(job.key_id or 0),
-        priority=-1,  # behind those whose callers wait
+        tenant=tenant,
+        priority=min(job.priority, -1),  # behind those whose callers wait
         wait_seconds=settings.RESULT_TTL_SECONDS,
-        tried=tried,
+        tried=tried | decision.barred,
     )
     if isinstance(answer, Full):
         await sync_to_async(_unclaim)(attempt)
@@ -152,6 +165,9 @@ def _claim(job: Job) -> Attempt | None:
             return None
         job.attempt_count += 1
         job.version += 1
+        # What waited on the board when Redis lost it, or never got there, was never heard of again.
+        lost = {"outcome": interactive.WIRE_LOST, "reason": "it was lost on its way to a node"}
+        job.attempts.filter(outcome="").update(**lost, finished_at=timezone.now())
         return Attempt.objects.create(job=job, number=job.attempt_count, lease=secrets.token_hex(16))
 
 
@@ -183,14 +199,16 @@ async def report(node: Node, message: Report, board: Board) -> None:
     The slot is given back after the ledger has the result; if that fails the node sends again.
     """
     check_incarnation(node, message.incarnation)
+    job = await Job.objects.filter(pk=message.job).afirst()  # as it was: an end drops its request
     outcome = await sync_to_async(_take_report)(node, message)
     if message.reply is None and outcome == "live":
         return
-    model = await sync_to_async(
-        lambda: Job.objects.filter(pk=message.job).values_list("model", flat=True).first()
-    )()
-    if model:
-        await board.release(node.pk, model, message.job, message.attempt)
+    if job:
+        verdict = breaker.of_reply(message.reply) if outcome != "stale" else Verdict.NOTHING
+        suspect = ""
+        if job.request and (verdict == Verdict.OK or poison.is_strike(message.reply)):
+            suspect = poison.fingerprint(str(job.key_id or 0), job.model, bytes(job.request))
+        await board.release(node.pk, job.model, message.job, message.attempt, verdict, suspect)
     if outcome == "stale":
         raise Refusal(409, "not_live", "this attempt is not live: stop it and forget it")
 
@@ -249,14 +267,13 @@ def _close(attempt: Attempt, outcome: str, reason: str) -> None:
 
 
 def requeue(job: Job) -> bool:
-    """Back to pending, and to the routing queue, with a pause that grows with the attempts."""
+    """Back to pending, and to the routing queue, with a pause that grows with the attempts, jittered."""
     from jobs import tasks
 
     if not move(job, Move.REQUEUE, node=None):
         return False
-    transaction.on_commit(
-        lambda: tasks.enqueue_routing(job.id, job.attempt_count, 0.5 * 2**job.attempt_count)
-    )
+    pause = random.uniform(0.5, 1.0) * 2**job.attempt_count  # noqa: S311 - seconds
+    transaction.on_commit(lambda: tasks.enqueue_routing(job.id, job.attempt_count, pause))
     return True
 
 
@@ -286,7 +303,8 @@ async def sweep() -> dict[str, int]:
         idle = await sync_to_async(_held_for_nothing)(snapshot, list(held.values()))
         for key in {*lost, *idle} & held.keys():
             h = held.pop(key)
-            await board.release(h.node, h.model, h.job, h.attempt)
+            verdict = breaker.verdict(interactive.NODE_LOST) if key in lost else Verdict.NOTHING
+            await board.release(h.node, h.model, h.job, h.attempt, verdict)
         for job_id in await board.overdue():
             await board.leave(job_id)
         placed = {job_id for job_id, _ in held}

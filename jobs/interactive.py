@@ -14,6 +14,7 @@ from typing import Final
 from jobs import lifecycle
 from jobs.lifecycle import Move
 from jobs.models import TERMINAL, Attempt, Job, JobState
+from jobs.prompt import NO_PREFIX, Prefix
 from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply
 
 NODE_LOST: Final = "node_lost"
@@ -59,6 +60,8 @@ class Request:
     hide_usage: bool = False
     key: int | None = None  # primary key of the ApiKey
     priority: int = 0
+    tokens_wanted: int = 0  # of context, at least; 0 while unknown
+    prefix: Prefix = NO_PREFIX  # by which beginnings the prompt may be known again
 
     @property
     def tenant(self) -> str:
@@ -263,6 +266,7 @@ class InteractiveJob:
             path=self.request.path,
             model=self.request.model,
             stream=self.request.stream,
+            priority=self.request.priority,
             key_id=self.request.key,
             node_id=placed.node if placed else None,
             attempt_count=self.attempt,
@@ -317,4 +321,5 @@ RETRYABLE: Final = frozenset(
     }
 )
 """Outcomes after which another attempt may help, while the caller has had nothing. Time-outs are not among
-them: the caller has waited that long already."""
+them: the caller has waited that long already, what took so long here (a long prompt) would elsewhere too, and
+an engine that hangs is found and killed by its agent long before, which is `ENGINE_DIED`."""

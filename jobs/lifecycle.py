@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
+from django.utils import timezone
 
 from jobs.models import TERMINAL, Attempt, Job, JobState
 
@@ -53,15 +54,19 @@ def move(job: Job, how: Move, **columns: Any) -> bool:
     """Move a job in the ledger if it is still as it was read (state and attempt). Returns whether it was.
 
     The attempt number is part of the condition, so that a late word from a lost node changes nothing.
+    Attempts that are still open when their job ends (nobody heard of them again) end with it, as it did.
     """
     to = after(JobState(job.state), how)
     if to is None:
         return False
-    changed = Job.objects.filter(
-        pk=job.pk, state=job.state, attempt_count=job.attempt_count, version=job.version
-    ).update(state=to, version=job.version + 1, **columns)
-    if not changed:
-        return False
+    with transaction.atomic():
+        changed = Job.objects.filter(
+            pk=job.pk, state=job.state, attempt_count=job.attempt_count, version=job.version
+        ).update(state=to, version=job.version + 1, **columns)
+        if not changed:
+            return False
+        if to in TERMINAL:
+            job.attempts.filter(outcome="").update(outcome=to.value, finished_at=timezone.now())
     job.state, job.version = to, job.version + 1
     for name, value in columns.items():
         setattr(job, name, value)

@@ -144,7 +144,7 @@ class Mailbox:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
                 continue
-            for entry, fields in _entries(answer):
+            for entry, fields in entries_of(answer):
                 cursor = entry.decode()
                 read.append(entry)
                 try:
@@ -196,7 +196,7 @@ class Mailbox:
         job.on_placed(node)
 
 
-def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+def entries_of(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """The entries of an XREAD of one stream, whichever protocol version the client speaks."""
     if not answer:
         return []

@@ -65,7 +65,9 @@ def test_the_table_says_what_a_reader_needs():
         assert row.code == row.code.lower()
         assert row.when.endswith(".")
         assert row.remedy.endswith(".")
-        assert (row.type == "invalid_request_error") == (row.status in {400, 404, 405, 409, 413, 415}), row
+        assert (row.type == "invalid_request_error") == (row.status in {400, 404, 405, 409, 413, 415, 422}), (
+            row
+        )
 
 
 def test_the_page_of_errors_is_what_the_table_says():

@@ -187,3 +187,30 @@ def test_a_job_that_has_ended_is_not_routed(wire, node):
     Job.objects.update(state=JobState.CANCELLED)
     assert route(job) == "not pending"
     assert inbox(wire, node) == []
+
+
+def test_its_faults_count_for_the_breaker_and_its_success_closes_it(wire, settings, node):
+    settings.BREAKER_FAULTS = 1
+    for _ in range(2):
+        job = submit()
+        route(job)
+        (item,) = inbox(wire, node)
+        report(node, item)
+        report(node, item, failed(item, Outcome.ENGINE_ERROR))
+        report(node, item, failed(item, Outcome.ENGINE_ERROR))  # sent twice, counted once
+    (found,) = on_board("breakers")
+    assert (found.node, found.state, found.faults) == (node.pk, "open", 2)
+    route(submit(body=b"{}"))  # the only node is used all the same
+    (item,) = inbox(wire, node)
+    report(node, item, done(item))
+    assert on_board("breakers") == []
+
+
+def test_its_priority_is_kept_and_below_that_of_callers_who_wait(wire, node):
+    route(submit())
+    usual, high, low = submit(), submit(priority=50), submit(priority=-7)
+    for job in (usual, high, low):
+        route(job)
+    assert [Job.objects.get(pk=j.pk).priority for j in (usual, high, low)] == [0, 50, -7]
+    assert [on_board("position", j.id) for j in (usual, high, low)] == [0, 1, 2]
+    assert {wire.hget(f"gt:board:wait:{j.id}", "priority") for j in (usual, high)} == {b"-1"}
