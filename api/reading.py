@@ -14,6 +14,7 @@ from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Count, Sum
 from django.utils import timezone
 
+from jobs import heals
 from jobs.dispatch import Dispatcher
 from jobs.models import TERMINAL, Job, JobState
 from nodes.models import Node, NodeState
@@ -172,8 +173,11 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
     """Nodes by state, models with slots and queues, circuit breakers that are not closed, jobs by state."""
     snapshot = dispatcher.snapshot
     names = sorted(snapshot.by_model)
-    (waiting, depths), seen, ledger = await asyncio.gather(
-        dispatcher.board.depths(names), dispatcher.board.look(), sync_to_async(_ledger)()
+    (waiting, depths), seen, healed, ledger = await asyncio.gather(
+        dispatcher.board.depths(names),
+        dispatcher.board.look(),
+        heals.read(dispatcher.pipe),
+        sync_to_async(_ledger)(),
     )
     loads = seen.loads
     each = []
@@ -200,7 +204,8 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
         }
         for b in seen.breakers.values()
     ]
-    return {"object": "cluster", "models": each, "waiting": waiting, "breakers": breakers, **ledger}
+    state = {"waiting": waiting, "breakers": breakers, "heals": healed}
+    return {"object": "cluster", "models": each, **state, **ledger}
 
 
 def _ledger() -> dict[str, Any]:

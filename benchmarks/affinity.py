@@ -25,7 +25,22 @@ from tests.journeys.cluster import FAST, ROOT, Cluster
 
 NODES = ("one", "two")
 HITS, ASKED = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
-WORDS = "river lamp stone winter bread engine letter garden salt mirror copper thread window harbour".split()
+WORDS = [
+    "river",
+    "lamp",
+    "stone",
+    "winter",
+    "bread",
+    "engine",
+    "letter",
+    "garden",
+    "salt",
+    "mirror",
+    "copper",
+    "thread",
+    "window",
+    "harbour",
+]
 
 
 @dataclass
@@ -66,7 +81,7 @@ def counters(cluster: Cluster) -> list[tuple[float, float, float]]:
 
 async def talk(url: str, key: str, chats: list[Chat], at_once: int, words: int, seed: int) -> list[float]:
     """All turns of all chats, in random order, so many at once; the seconds each took."""
-    luck, seconds = random.Random(seed), []  # noqa: S311 - a workload, not a secret
+    luck, seconds = random.Random(seed), []
     resting = list(chats)
 
     async def callers(client: httpx.AsyncClient) -> None:
@@ -93,7 +108,7 @@ async def talk(url: str, key: str, chats: list[Chat], at_once: int, words: int, 
 
 def run(cluster: Cluster, port: int, name: str, chosen: argparse.Namespace) -> Found:
     before = counters(cluster)
-    chats = [Chat(f"{name} {n} {random.random()}", chosen.turns) for n in range(chosen.chats)]  # noqa: S311
+    chats = [Chat(f"{name} {n} {random.random()}", chosen.turns) for n in range(chosen.chats)]
     work = talk(f"http://127.0.0.1:{port}", cluster.key, chats, chosen.at_once, chosen.words, chosen.seed)
     seconds = asyncio.run(work)
     gained = [
@@ -126,7 +141,7 @@ def main() -> int:
             found[name] = run(cluster, port, name, chosen)
             f = found[name]
             print(
-                f"{name:8} affinity: prefix-cache hit rate {f.rate:6.1%} ({f.hits:.0f} of {f.asked:.0f} tokens)"
+                f"{name:8} affinity: hit rate {f.rate:6.1%} ({f.hits:.0f} of {f.asked:.0f} prompt tokens)"
                 f"  requests {'/'.join(f'{n:.0f}' for n in f.requests)}"
                 f"  answer p50 {statistics.median(f.seconds):.2f} s",
                 flush=True,

@@ -185,7 +185,10 @@ def _database() -> dict[str, Any]:
     else:
         # A pool, since every thread that Django's async bridge uses would otherwise hold its own connection.
         options.setdefault("connect_timeout", 5)
-        options.setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 5})
+        # A server that was away is tried again every few seconds; else the pool's pauses grow to minutes.
+        options.setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 5, "reconnect_timeout": 5})
+        # Connections that a restart of the server has cut are not handed out.
+        config["CONN_HEALTH_CHECKS"] = True
     return config
 
 
@@ -207,8 +210,10 @@ CHANNEL_LAYERS = {
 # -- deferred work (django-rq) -------------------------------------------------------------------------
 # JSON on both sides: whoever could write a pickle into these queues could run any code. Our `jobworker`
 # command gives its workers the same serializer, which django-rq's own `rqworker` would not.
+# The time-outs are for the admin's pages.
+_RQ_URL = REDIS_URL + ("&" if "?" in REDIS_URL else "?") + "socket_timeout=2.5&socket_connect_timeout=2.5"
 RQ_QUEUES = {
-    name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 120, "SERIALIZER": "rq.serializers.JSONSerializer"}
+    name: {"URL": _RQ_URL, "DEFAULT_TIMEOUT": 120, "SERIALIZER": "rq.serializers.JSONSerializer"}
     for name in ("routing", "maintenance")
 }
 
@@ -277,7 +282,7 @@ REST_FRAMEWORK = {
 
 # -- logs ----------------------------------------------------------------------------------------------
 ACCESS_LOG = _text("GPUTORRENT_ACCESS_LOG", "some")
-"""Which requests get a line: all, off, or some (see `gputorrent.access`). A line costs about 60 us of CPU, the rest 5."""
+"""Which requests get a line: all, off, or some (see `gputorrent.access`). A line costs about 60 us."""
 if ACCESS_LOG not in {"all", "some", "off"}:
     raise ImproperlyConfigured(f"GPUTORRENT_ACCESS_LOG={ACCESS_LOG!r}: use all, some or off")
 LOG_JSON = _flag("GPUTORRENT_LOG_JSON", False)

@@ -19,9 +19,9 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from gputorrent.redis import Pipe, asynchronous
+from gputorrent.redis import Pipe, piped
 from jobs import breaker, interactive, poison, prompt, routing, spreading
-from jobs.board import Board, Full, Held, Placed
+from jobs.board import Board, Full, Placed
 from jobs.breaker import Verdict
 from jobs.candidates import candidates
 from jobs.errors import HeldOff
@@ -70,9 +70,7 @@ async def route(job_id: str) -> str:
 
     Raises `TryAgainLater`, `redis.RedisError`.
     """
-    client = asynchronous()
-    try:
-        pipe = Pipe(client)
+    async with piped() as pipe:
         snapshot, board = Snapshot(), Board(pipe)
         await snapshot.refresh(pipe)
         if snapshot.redis_was_emptied:
@@ -80,10 +78,7 @@ async def route(job_id: str) -> str:
         found = await sync_to_async(_open_job)(job_id)
         if found is None:
             return "not pending"
-        job, tried = found
-        return await _route(job, tried, snapshot, board, pipe)
-    finally:
-        await client.aclose()
+        return await _route(*found, snapshot, board, pipe)
 
 
 def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
@@ -102,8 +97,7 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         await sync_to_async(_fail)(job, e.code, str(e))
         return f"refused: {e.code}"
     offered = candidates(snapshot, seen.loads, seen.breakers, job.model)
-    turns = spreading.drawn(job.id, {c.node: c.weight for c in offered})
-    hints = routing.Hints(prompt.tokens_of_body(body), turns)
+    hints = routing.Hints(prompt.tokens_of_body(body), spreading.drawn(job.id, offered))
     decision = routing.choose(offered, tried, hints)
     if isinstance(decision, routing.Refuse):
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
@@ -199,29 +193,35 @@ async def report(node: Node, message: Report, board: Board) -> None:
     The slot is given back after the ledger has the result; if that fails the node sends again.
     """
     check_incarnation(node, message.incarnation)
-    job = await Job.objects.filter(pk=message.job).afirst()  # as it was: an end drops its request
-    outcome = await sync_to_async(_take_report)(node, message)
+    outcome, job, asked = await sync_to_async(_take_report)(node, message)
     if message.reply is None and outcome == "live":
         return
     if job:
         verdict = breaker.of_reply(message.reply) if outcome != "stale" else Verdict.NOTHING
         suspect = ""
-        if job.request and (verdict == Verdict.OK or poison.is_strike(message.reply)):
-            suspect = poison.fingerprint(str(job.key_id or 0), job.model, bytes(job.request))
+        if asked and (verdict == Verdict.OK or poison.is_strike(message.reply)):
+            suspect = poison.fingerprint(str(job.key_id or 0), job.model, asked)
         await board.release(node.pk, job.model, message.job, message.attempt, verdict, suspect)
     if outcome == "stale":
         raise Refusal(409, "not_live", "this attempt is not live: stop it and forget it")
 
 
-def _take_report(node: Node, message: Report) -> str:
-    """'live' if the report was for the live attempt, 'done' if it had been taken before, else 'stale'."""
+def _take_report(node: Node, message: Report) -> tuple[str, Job | None, bytes]:
+    """'live' if the report was for the live attempt, 'done' if it had been taken before, else 'stale'; the
+    job, and its request as it was before the end of the job dropped it."""
+    job = Job.objects.filter(pk=message.job).first()
+    asked = bytes(job.request or b"") if job else b""
+    return _taken(node, message, job), job, asked
+
+
+def _taken(node: Node, message: Report, job: Job | None) -> str:
     attempt = Attempt.objects.filter(job_id=message.job, number=message.attempt).first()
-    if attempt is None or attempt.lease != message.lease.hex():
+    if job is None or attempt is None or attempt.lease != message.lease.hex():
         return "stale"
     if attempt.outcome:
         return "done" if message.reply is not None and attempt.node_id == node.pk else "stale"
-    _placed(message.job, message.attempt, node.pk)
-    job = Job.objects.get(pk=message.job)
+    if _placed(message.job, message.attempt, node.pk):
+        job.refresh_from_db()
     if job.attempt_count != message.attempt or job.state != JobState.RUNNING or job.node_id != node.pk:
         return "stale"
     if message.reply is None:
@@ -277,6 +277,26 @@ def requeue(job: Job) -> bool:
     return True
 
 
+def attempt_lost(job: Job, outcome: str, reason: str) -> bool:
+    """The attempt that a running job is at has come to nothing: another, if any is left. False if the job has
+    moved meanwhile."""
+    if attempt := job.attempts.filter(number=job.attempt_count).first():
+        _close(attempt, outcome, reason)
+    if job.attempt_count < settings.ATTEMPTS:
+        return requeue(job)
+    return _fail(job, "upstream_failed", "every attempt was lost with its node")
+
+
+def queue_again(job: Job, quiet: datetime.datetime) -> None:
+    """Nothing moves a pending job; `quiet` is since when nothing should have. Raises `redis.RedisError`."""
+    from jobs import tasks
+
+    if job.attempt_count >= settings.ATTEMPTS and not job.attempts.filter(claimed_at__gt=quiet).exists():
+        _fail(job, "upstream_failed", "every attempt was lost on its way to a node")
+        return
+    tasks.enqueue_routing(job.id, job.attempt_count)
+
+
 def _fail(job: Job, code: str, message: str) -> bool:
     return move(
         job,
@@ -286,117 +306,3 @@ def _fail(job: Job, code: str, message: str) -> bool:
         error_message=message[:500],
         request=None,
     )
-
-
-# -- the sweep -----------------------------------------------------------------------------------------
-
-
-async def sweep() -> dict[str, int]:
-    """Find asynchronous jobs that nothing moves any more, and move them. Safe to run twice at once."""
-    client = asynchronous()
-    try:
-        pipe = Pipe(client)
-        snapshot, board = Snapshot(), Board(pipe)
-        await snapshot.refresh(pipe)
-        held = {(h.job, h.attempt): h for h in await board.held() if not h.owner}
-        lost = await sync_to_async(_rescue_running)(snapshot)
-        idle = await sync_to_async(_held_for_nothing)(snapshot, list(held.values()))
-        for key in {*lost, *idle} & held.keys():
-            h = held.pop(key)
-            verdict = breaker.verdict(interactive.NODE_LOST) if key in lost else Verdict.NOTHING
-            await board.release(h.node, h.model, h.job, h.attempt, verdict)
-        for job_id in await board.overdue():
-            await board.leave(job_id)
-        placed = {job_id for job_id, _ in held}
-        queued = 0
-        for job_id in await sync_to_async(_quiet_pending)():
-            if job_id not in placed and await board.position(job_id) is None:
-                await sync_to_async(_queue_again)(job_id)
-                queued += 1
-        expired = await sync_to_async(_expire)()
-        return {"rescued": len(lost), "queued_again": queued, "expired": expired}
-    finally:
-        await client.aclose()
-
-
-def _rescue_running(snapshot: Snapshot) -> list[tuple[str, int]]:
-    """Running jobs whose node is gone or restarted without them: job and attempt."""
-    if snapshot.redis_was_emptied:
-        return []
-    lost = []
-    quiet = timezone.now() - datetime.timedelta(seconds=3 * settings.LEASE_SECONDS)
-    running = Job.objects.filter(asynchronous=True, state=JobState.RUNNING, placed_at__lt=quiet)
-    for job in running.select_related("node"):
-        if not _away(job.node, snapshot, job.placed_at or quiet, quiet):
-            continue
-        attempt = job.attempts.filter(number=job.attempt_count).first()
-        if attempt:
-            _close(attempt, interactive.NODE_LOST, "the node has gone silent or was restarted")
-        if job.attempt_count < settings.ATTEMPTS:
-            requeue(job)
-        else:
-            _fail(job, "upstream_failed", "every attempt was lost with its node")
-        lost.append((job.id, job.attempt_count))
-    return lost
-
-
-def _away(node: Node | None, snapshot: Snapshot, since: datetime.datetime, quiet: datetime.datetime) -> bool:
-    """Whether a node is gone, or was started again after it was given work at `since`."""
-    if node is None or (node.pk not in snapshot.leased and (node.last_beat_at or quiet) <= quiet):
-        return True
-    return bool(node.registered_at and node.registered_at > since)
-
-
-def _held_for_nothing(snapshot: Snapshot, held: list[Held]) -> list[tuple[str, int]]:
-    """Attempts with a slot that are not live any more, or whose node left before it said that it began."""
-    if snapshot.redis_was_emptied:
-        return []
-    quiet = timezone.now() - datetime.timedelta(seconds=3 * settings.LEASE_SECONDS)
-    jobs = Job.objects.defer("request", "result").in_bulk([h.job for h in held])
-    nodes = Node.objects.in_bulk({h.node for h in held})
-    found = []
-    for h in held:
-        since = datetime.datetime.fromtimestamp(h.placed_at_ms / 1000, datetime.UTC)
-        job = jobs.get(h.job)
-        state = job.state if job and job.attempt_count == h.attempt else None
-        if since > quiet or state == JobState.RUNNING:
-            continue
-        if state != JobState.PENDING or _away(nodes.get(h.node), snapshot, since, quiet):
-            found.append((h.job, h.attempt))
-    return found
-
-
-def _quiet_pending() -> list[str]:
-    limit = timezone.now() - datetime.timedelta(seconds=2 * settings.SWEEP_SECONDS)
-    pending = Job.objects.filter(asynchronous=True, state=JobState.PENDING, created_at__lt=limit)
-    return list(pending.values_list("pk", flat=True)[:1000])
-
-
-def _queue_again(job_id: str) -> None:
-    from jobs import tasks
-
-    job = Job.objects.get(pk=job_id)
-    just_now = timezone.now() - datetime.timedelta(seconds=2 * settings.SWEEP_SECONDS)
-    if job.attempt_count >= settings.ATTEMPTS and not job.attempts.filter(claimed_at__gt=just_now).exists():
-        _fail(job, "upstream_failed", "every attempt was lost on its way to a node")
-        return
-    tasks.enqueue_routing(job_id, job.attempt_count)
-
-
-def _expire() -> int:
-    """End what has waited for longer than results are kept, and drop old results and old jobs."""
-    now = timezone.now()
-    expired = 0
-    too_old = now - datetime.timedelta(seconds=settings.RESULT_TTL_SECONDS)
-    for job in Job.objects.filter(asynchronous=True, state=JobState.PENDING, created_at__lt=too_old)[:1000]:
-        expired += move(
-            job,
-            Move.EXPIRE,
-            finished_at=now,
-            error_code="expired",
-            error_message="no node took it in time",
-            request=None,
-        )
-    Job.objects.filter(finished_at__lt=too_old).exclude(result=None).update(result=None)
-    Job.objects.filter(finished_at__lt=now - datetime.timedelta(seconds=settings.JOB_TTL_SECONDS)).delete()
-    return expired

@@ -221,6 +221,53 @@ function verbs.leave(a)
   return forget_waiting(a[1], model, true)
 end
 
+-- owner: its waiting jobs ("*": everybody's): job, ref, owner, ...
+function verbs.waiting(a)
+  local out = {}
+  for _, job in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
+    local w = redis.call('HMGET', WAIT .. job, 'ref', 'owner')
+    if w[1] and (a[1] == '*' or a[1] == w[2]) then
+      out[#out + 1] = job
+      out[#out + 1] = w[1]
+      out[#out + 1] = w[2]
+    end
+  end
+  return out
+end
+
+-- model...: drop what belongs to no waiting job and no slot, and count the bytes anew. How much was wrong
+function verbs.prune(a)
+  local wrong = 0
+  for _, job in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
+    if redis.call('EXISTS', WAIT .. job) == 0 then wrong = wrong + redis.call('ZREM', WAITING, job) end
+  end
+  for i = 1, #a do
+    for _, job in ipairs(redis.call('ZRANGE', QUEUE .. a[i], 0, -1)) do
+      if redis.call('HGET', WAIT .. job, 'model') ~= a[i] then
+        wrong = wrong + redis.call('ZREM', QUEUE .. a[i], job)
+      end
+    end
+    if redis.call('EXISTS', QUEUE .. a[i]) == 0 then wrong = wrong + redis.call('DEL', TURNS .. a[i]) end
+  end
+  local bytes = {}
+  for _, place in ipairs(redis.call('SMEMBERS', PLACES)) do
+    local entries = redis.call('HVALS', SLOTS .. place)
+    if #entries == 0 then wrong = wrong + redis.call('SREM', PLACES, place) end
+    local node = string.match(place, '^([^/]+)/')
+    for _, entry in ipairs(entries) do
+      bytes[node] = (bytes[node] or 0) + tonumber(string.match(entry, '^%S+ %S* (%d+) '))
+    end
+  end
+  for _, node in ipairs(redis.call('HKEYS', BYTES)) do bytes[node] = bytes[node] or 0 end
+  for node, sum in pairs(bytes) do
+    if tonumber(redis.call('HGET', BYTES, node) or '0') ~= sum then
+      wrong = wrong + 1
+      if sum > 0 then redis.call('HSET', BYTES, node, sum) else redis.call('HDEL', BYTES, node) end
+    end
+  end
+  return wrong
+end
+
 -- node_bytes place...: new capacity may have come
 function verbs.fill(a)
   local placed = 0

@@ -88,6 +88,15 @@ class Held:
     placed_at_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """One attempt that waits for a slot. `owner` as in `Held`."""
+
+    job: str
+    attempt: int
+    owner: str
+
+
 class Board:
     def __init__(self, pipe: Pipe) -> None:
         self._script = Script(pipe, _SOURCE)
@@ -156,6 +165,16 @@ class Board:
     async def leave(self, job: str) -> bool:
         """Take a waiting job off the board. Returns whether it waited."""
         return bool(await self._script("leave", job))
+
+    async def waiting(self, owner: str = "*") -> list[Waits]:
+        """Attempts of one owner that wait; everybody's without one."""
+        flat: list[bytes] = await self._script("waiting", owner)
+        return [_waits(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+
+    async def prune(self, models: Sequence[str]) -> int:
+        """Drop what belongs to no waiting job of these models and to no slot, and count the bytes under way
+        anew. Returns how much was wrong."""
+        return int(await self._script("prune", *models))
 
     async def fill(self, places: Iterable[str]) -> int:
         """Offer places (``node/model``) that may have new capacity to those who wait."""
@@ -232,6 +251,10 @@ def _breakers(flat: list[Any]) -> dict[str, Breaker]:
         breaker.read(flat[i].decode(), flat[i + 1].decode(), flat[i + 2]) for i in range(0, len(flat), 3)
     )
     return {b.place: b for b in found}
+
+
+def _waits(job: bytes, ref: bytes, owner: bytes) -> Waits:
+    return Waits(job.decode(), int(ref.rpartition(b":")[2]), owner.decode())
 
 
 def _held(place: bytes, ref: bytes, entry: bytes) -> Held:

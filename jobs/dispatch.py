@@ -43,6 +43,8 @@ from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
 
 log = logging.getLogger(__name__)
 
+STATE = "gputorrent.dispatcher"
+"""Where the process's dispatcher lies in the state that the server hands to each request."""
 _ASK_AGAIN_SECONDS = 3.0
 _APART_SECONDS = 0.2
 
@@ -88,7 +90,8 @@ class Dispatcher:
 
     async def submit(self, request: Request) -> InteractiveJob:
         """Accept a job: it is placed, or it waits. Raises `JobError`."""
-        job = InteractiveJob(interactive.new_job_id(), request, settings.STREAM_BUFFER_BYTES)
+        buffer = settings.STREAM_BUFFER_BYTES
+        job = InteractiveJob(interactive.new_job_id(), request, buffer, self.mailbox.web)
         self.jobs[job.id] = job
         with self._ending(job):
             await self._place(job)

@@ -54,7 +54,7 @@ def explain(candidates: Sequence[Candidate], hints: Hints) -> tuple[Decision, li
 
 
 def _note(scored: Scored) -> str:
-    if scored.quality <= 0:
+    if scored.free <= 0:
         return "full: only waiting jobs"
     return "" if scored.in_turn else "busier or slower: only when the others are full"
 
@@ -68,6 +68,8 @@ def _why_not(c: Candidate, decision: Decision, hints: Hints) -> str:
         return "would be asked to load it"
     if not c.fits or c.state == ModelState.FAILED:
         return c.reason or "cannot be loaded"
+    if c.breaker == "open" and c.state == ModelState.READY:
+        return "its breaker is open: too many faults"
     if c.state != ModelState.READY:
         return f"{c.state.value}; others have it loaded" if isinstance(decision, Place) else c.state.value
     return ""

@@ -92,6 +92,7 @@ class InteractiveJob:
     id: str
     request: Request
     buffer_bytes: int
+    web: str = ""  # the process that answers
     state: JobState = JobState.PENDING
     version: int = 1
     created_at: float = field(default_factory=time.time)
@@ -271,6 +272,7 @@ class InteractiveJob:
             node_id=placed.node if placed else None,
             attempt_count=self.attempt,
             why=self.why[:300],
+            web=self.web,
             created_at=_at(self.created_at),
             placed_at=_moment(placed.placed_at) if placed else None,
             first_token_at=_moment(self.first_byte_at),

@@ -75,11 +75,12 @@ def move(job: Job, how: Move, **columns: Any) -> bool:
 
 def write_behind(jobs: Sequence[Job], attempts: Sequence[Attempt], using: str = DEFAULT_DB_ALIAS) -> None:
     """Write a batch of rows from memory: insert what is new, and update what is there only if it is older
-    (by `version`) and not terminal. One statement for each table; all or nothing.
+    (by `version`) and not terminal; an attempt that has its outcome keeps it. One statement for each table;
+    all or nothing.
     """
     with transaction.atomic(using=using):
         _upsert(jobs, ("id",), _job_is_older(using), using)
-        _upsert(attempts, ("job_id", "number"), "", using)
+        _upsert(attempts, ("job_id", "number"), _attempt_is_open(using), using)
 
 
 def _job_is_older(using: str) -> str:
@@ -89,6 +90,11 @@ def _job_is_older(using: str) -> str:
         f" WHERE {table}.{quote('version')} < excluded.{quote('version')}"
         f" AND {table}.{quote('state')} NOT IN ({terminal})"
     )
+
+
+def _attempt_is_open(using: str) -> str:
+    quote = connections[using].ops.quote_name
+    return f" WHERE {quote(Attempt._meta.db_table)}.{quote('outcome')} = ''"
 
 
 def _upsert(rows: Sequence[models.Model], unique: tuple[str, ...], condition: str, using: str) -> None:

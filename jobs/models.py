@@ -49,6 +49,8 @@ class Job(models.Model):
     )
     attempt_count = models.PositiveSmallIntegerField("attempts", default=0)
     why = models.CharField("why this node", max_length=300, blank=True)
+    # The web process that answers; empty for asynchronous jobs.
+    web = models.CharField(max_length=16, blank=True, editable=False)
 
     created_at = models.DateTimeField(default=timezone.now)
     placed_at = models.DateTimeField(null=True, blank=True)

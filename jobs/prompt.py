@@ -21,7 +21,7 @@ read again sooner than anybody could queue for it."""
 
 _HASH_BYTES: Final = 8
 _MOST_MESSAGES: Final = 1024
-_MOST_OF_ONE: Final = 16384
+_MOST_OF_ONE: Final = 1024
 """Bytes of one message that are hashed: half from its beginning, half from its end, and its length."""
 
 _LOOK_BACK: Final = 64
@@ -42,7 +42,7 @@ NO_PREFIX: Final = Prefix()
 def of_cache_key(tenant: str, model: str, cache_key: str) -> Prefix:
     """The caller says itself what belongs together (`prompt_cache_key`)."""
     h = _seeded("key", tenant, model)
-    h.update(cache_key[:_MOST_OF_ONE].encode())
+    h.update(_digestible(cache_key))
     name = h.digest()
     return Prefix((name,), (name,))
 
@@ -51,14 +51,14 @@ def of_chat(tenant: str, model: str, messages: Sequence[tuple[str, Any]]) -> Pre
     """`messages` are pairs of role and content. A chat is known by all its messages up to some point; the
     next turn begins with all of this one's."""
     h = _seeded("chat", tenant, model)
+    messages = messages[:_MOST_MESSAGES]
     names = []
-    for role, content in messages[:_MOST_MESSAGES]:
-        h.update(f"\0{len(role)} {role}".encode())
-        for piece in pieces(content):
-            h.update(_digestible(piece))
-        names.append(h.digest())
+    for left, (role, content) in zip(range(len(messages), 0, -1), messages, strict=True):
+        h.update(f"\0{len(role)} {role}".encode() + b"".join(map(_digestible, pieces(content))))
+        if left <= _LOOK_BACK:
+            names.append(h.digest())
     names.reverse()
-    return Prefix(tuple(names[:_LOOK_BACK]), tuple(names[:1]))
+    return Prefix(tuple(names), tuple(names[:1]))
 
 
 def of_text(tenant: str, model: str, prompt: Any) -> Prefix:
@@ -94,19 +94,22 @@ def _digestible(piece: str) -> bytes:
     return f"{length} {piece}".encode()
 
 
-def pieces(content: Any) -> Iterator[str]:
+def pieces(content: Any) -> Iterable[str]:
     """The text of a message, and what stands for its other parts (an image's address, which may be all of
     the image)."""
     if isinstance(content, str):
-        yield content
-    elif isinstance(content, list):
-        for part in content:
-            if not isinstance(part, dict):
-                continue
-            for value in part.values():
-                inner = value.get("url") or value.get("data") if isinstance(value, dict) else value
-                if isinstance(inner, str):
-                    yield inner
+        return (content,)
+    return _pieces_of_parts(content) if isinstance(content, list) else ()
+
+
+def _pieces_of_parts(parts: list[Any]) -> Iterator[str]:
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        for value in part.values():
+            inner = value.get("url") or value.get("data") if isinstance(value, dict) else value
+            if isinstance(inner, str):
+                yield inner
 
 
 # -- length --------------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ The board has the last word: it takes the first of the order that really has a f
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import sqrt
+from operator import itemgetter
 from typing import Final
 
 from jobs.spreading import Turns
@@ -95,11 +96,6 @@ class Scored:
             f"{f' ({self.weight_from})' if self.weight_from else ''}"
             f"{', prefix' if self.by_prefix else ', in turn' if self.in_turn else ''}"
         )
-
-    @property
-    def quality(self) -> float:
-        """The score without the weight: how well the node does for its size."""
-        return self.free * self.latency
 
 
 class Why(StrEnum):
@@ -216,36 +212,36 @@ def _refusal(alive: Sequence[Candidate]) -> Refuse:
 def rank(candidates: Iterable[Candidate], hints: Hints = NO_HINTS) -> list[Scored]:
     """Score and sort, best first: the node that knows the prompt, those that take turns, then the others."""
     found = list(candidates)
-    measured = [c.ttft_ms for c in found if c.ttft_ms > 0]
-    best_ttft = min(measured, default=0.0)
-    pairs = [(c, _score(c, best_ttft)) for c in found]
-    if not pairs:
+    if not found:
         return []
-    best = max(pairs, key=lambda pair: (pair[1].quality, -_load(pair[0])))
+    best_ttft = min((c.ttft_ms for c in found if c.ttft_ms > 0), default=0.0)
+    parts = [(c, _free(c), _latency(best_ttft, c.ttft_ms)) for c in found]
+    best = max(parts, key=lambda part: (part[1] * part[2], -_load(part[0])))
     keyed: list[tuple[tuple[int, float, float, int, str], Scored]] = []
-    for c, scored in pairs:
-        known = c.node == hints.prefers and _keeps(c, scored, best[1])
-        in_turn = _near(c, scored, *best)
-        if known or in_turn:
-            scored = replace(scored, by_prefix=known, in_turn=in_turn)
-        turn = hints.turns.start(c.node) if in_turn else 0.0
-        tier = 0 if known else 1 if in_turn else 2
-        keyed.append(((tier, turn, -scored.score, c.in_flight, c.node), scored))
-    keyed.sort(key=lambda pair: pair[0])
+    for c, free, latency in parts:
+        by_prefix = c.node == hints.prefers and _keeps(c, free * latency, best[1] * best[2])
+        in_turn = _near(c, free, latency, best)
+        score = free * latency * c.weight
+        scored = Scored(c.node, score, free, latency, c.weight, c.weight_from, in_turn, by_prefix)
+        tier, turn = (1, hints.turns.start(c.node)) if in_turn else (2, 0.0)
+        keyed.append(((0 if by_prefix else tier, turn, -score, c.in_flight, c.node), scored))
+    keyed.sort(key=_first)
     return [scored for _, scored in keyed]
 
 
-def _score(c: Candidate, best_ttft_ms: float) -> Scored:
+_first = itemgetter(0)
+
+
+def _free(c: Candidate) -> float:
     free = max(0.0, 1.0 - c.in_flight / c.slots) if c.slots else 0.0
     # A full KV cache preempts and recomputes however many slots are free; an empty one says nothing.
-    free = min(free, 1.0 - c.kv_cache_usage) if c.kv_cache_usage > 0.5 else free
-    latency = _latency(best_ttft_ms, c.ttft_ms) if c.ttft_ms > 0 else 1.0
-    return Scored(c.node, free * latency * c.weight, free, latency, c.weight, c.weight_from)
+    return min(free, 1.0 - c.kv_cache_usage) if c.kv_cache_usage > 0.5 else free
 
 
 def _latency(best_ms: float, ms: float) -> float:
-    """The root, since a TTFT is mostly the lengths of the prompts that came by, not the node's doing."""
-    return sqrt((best_ms + SMOOTH_TTFT_MS) / (ms + SMOOTH_TTFT_MS))
+    """The root, since a TTFT is mostly the lengths of the prompts that came by, not the node's doing. What
+    is not measured is taken for fast."""
+    return sqrt((best_ms + SMOOTH_TTFT_MS) / (ms + SMOOTH_TTFT_MS)) if ms > 0 else 1.0
 
 
 def _load(c: Candidate) -> float:
@@ -253,19 +249,20 @@ def _load(c: Candidate) -> float:
     return c.in_flight / c.weight
 
 
-def _near(c: Candidate, scored: Scored, best: Candidate, best_scored: Scored) -> bool:
+def _near(c: Candidate, free: float, latency: float, best: tuple[Candidate, float, float]) -> bool:
     """Whether it is about as good for its size as the best one.
 
     A node of twice the weight is meant to carry twice the load, on no more slots perhaps: as long as it has
     room, its slots being fuller is no reason to leave it out, only carrying more than its share is.
     """
-    if scored.quality <= 0:
-        return best_scored.quality <= 0
-    if scored.quality >= NEAR * best_scored.quality:
+    best_candidate, best_free, best_latency = best
+    if free <= 0:
+        return best_free <= 0
+    if free * latency >= NEAR * best_free * best_latency:
         return True
-    has_room = scored.free >= SPARE and scored.latency >= NEAR * best_scored.latency
-    return has_room and _load(c) * NEAR <= _load(best)
+    has_room = free >= SPARE and latency >= NEAR * best_latency
+    return has_room and _load(c) * NEAR <= _load(best_candidate)
 
 
-def _keeps(c: Candidate, scored: Scored, best: Scored) -> bool:
-    return c.in_flight < c.slots and scored.quality >= KEEPS_PREFIX * best.quality
+def _keeps(c: Candidate, quality: float, best: float) -> bool:
+    return c.in_flight < c.slots and quality >= KEEPS_PREFIX * best

@@ -11,7 +11,7 @@ not tell each other: each spreads its own part evenly, and so the whole is sprea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import log
 from types import MappingProxyType
@@ -36,13 +36,18 @@ class Turns:
         return max(self.clock, self.ends.get(node, self.clock))
 
 
-class Ranked(Protocol):
-    """What is needed of `jobs.routing.Scored`."""
+class Weighted(Protocol):
+    """What is needed of `jobs.routing.Candidate`."""
 
     @property
     def node(self) -> str: ...
     @property
     def weight(self) -> float: ...
+
+
+class Ranked(Weighted, Protocol):
+    """What is needed of `jobs.routing.Scored`."""
+
     @property
     def in_turn(self) -> bool: ...
 
@@ -109,11 +114,11 @@ class Spreading:
 _NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
 
 
-def drawn(job: str, weights: Mapping[str, float]) -> Turns:
+def drawn(job: str, nodes: Iterable[Weighted]) -> Turns:
     """Turns drawn by lot for one job, for a process that remembers none: each node comes first with a chance
     in proportion to its weight (the least of exponential variates with the weights as rates), and a job
     that is asked about again draws the same."""
-    return Turns(0.0, {node: -log(_unit(f"{job} {node}")) / weight for node, weight in weights.items()})
+    return Turns(0.0, {n.node: -log(_unit(f"{job} {n.node}")) / n.weight for n in nodes})
 
 
 def _unit(word: str) -> float:

@@ -19,6 +19,7 @@ from gputorrent import background
 from jobs import breaker, interactive, routing
 from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Lost
+from jobs.recount import Recount
 from jobs.refusal import refusal
 from nodes import registry
 from worker_agent.contract import Outcome
@@ -29,7 +30,6 @@ _STEP_SECONDS = 0.25
 _PAUSED_SECONDS = 2.0
 _ABANDONED_SECONDS = 5.0
 _RECOUNT_SECONDS = 5.0
-_RECOUNT_GRACE_SECONDS = 15.0
 
 
 _Decisions = dict[tuple[str, frozenset[str], int], routing.Decision]
@@ -45,8 +45,8 @@ class Watch:
         self._trust_leases_from = 0.0
         self._missing: dict[str, int] = {}
         self._emptied = False
-        self.healed = 0
-        """Slots found on the board that no live job of ours holds, since start."""
+        self._away = False
+        self._recount = Recount(dispatcher)
 
     async def start(self) -> None:
         await self.refresh()
@@ -88,10 +88,19 @@ class Watch:
 
     async def refresh(self) -> None:
         """Fetch the snapshot and the loads; offer new capacity to those who wait."""
-        d = self._dispatcher
-        changed, seen, _ = await asyncio.gather(
-            d.snapshot.refresh(d.pipe), d.board.look(), d.affinity.exchange(d.pipe, d.mailbox.web)
-        )
+        d, asked = self._dispatcher, time.monotonic()
+        try:
+            changed, seen, _ = await asyncio.gather(
+                d.snapshot.refresh(d.pipe), d.board.look(), d.affinity.exchange(d.pipe, d.mailbox.web)
+            )
+        except redis.RedisError:
+            self._away = True
+            raise
+        now = time.monotonic()
+        if self._away or now - asked > settings.LEASE_SECONDS - settings.LEASE_REFRESH_SECONDS:
+            # Leases ran out while Redis did not answer, and agents need a moment to renew theirs.
+            self._away = False
+            self._trust_leases_from = max(self._trust_leases_from, now + 2 * settings.LEASE_SECONDS)
         for line in breaker.changes(d.breakers, seen.breakers):
             log.warning(line)
         d.in_flight, d.breakers, d.strikes = seen.loads, seen.breakers, seen.strikes
@@ -210,21 +219,13 @@ class Watch:
     # -- slots ---------------------------------------------------------------------------------------
 
     async def recount(self) -> None:
-        """Give back slots that the board holds for us and we know nothing of, and those of processes that
-        are gone; their nodes are told to stop."""
-        d = self._dispatcher
-        held = await d.board.held()
-        owners = {h.owner for h in held if h.owner and h.owner != d.mailbox.web}
-        gone = {o for o in owners if not await d.pipe.send("EXISTS", f"gt:web:{o}")}
-        now_ms = time.time() * 1000
-        for h in held:
-            job = d.jobs.get(h.job)
-            ours = h.owner == d.mailbox.web and not (job and job.attempt == h.attempt)
-            if (ours and now_ms - h.placed_at_ms > _RECOUNT_GRACE_SECONDS * 1000) or h.owner in gone:
-                self.healed += 1
-                log.warning("slot given back job=%s attempt=%d node=%s", h.job, h.attempt, h.node)
-                await d.mailbox.cancel(h.node, h.job, h.attempt)
-                await d.board.release(h.node, h.model, h.job, h.attempt)
+        """Compare our jobs with the board and the agents' lists (see `jobs.recount`)."""
+        await self._recount.run()
+
+    @property
+    def healed(self) -> int:
+        """Slots found on the board that no live job holds, since start."""
+        return self._recount.healed
 
 
 def _rebuild() -> None:

@@ -396,4 +396,4 @@ def heal() -> None:
         if node.redis_password_sha256 and not acl.exists(client, node.pk) and node.state != NodeState.GONE:
             acl.restore(client, node.pk, node.redis_password_sha256)
     view.publish(client, [view.of(node) for node in nodes])
-    client.set(view.ALIVE, "1")
+    view.mark_filled(client)

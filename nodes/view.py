@@ -4,7 +4,8 @@ Keys (the coordinator's alone):
     gt:nodes          hash: node id -> NodeView in MessagePack
     gt:nodes:slots    hash: "<node>/<model>" -> requests at once; only places that take work now
     gt:nodes:version  a random word, new with every change: readers fetch the hash only when it differs
-    gt:alive          exists while Redis holds our state; its absence says that Redis came back empty
+    gt:alive          since when Redis holds our state (its own clock, seconds); its absence says that Redis
+                      came back empty
 """
 
 from __future__ import annotations
@@ -119,6 +120,12 @@ def publish(client: redis.Redis, views: Sequence[NodeView]) -> None:
                 pipe.hset(NODES, view.id, _encode(view))
         pipe.set(VERSION, secrets.token_hex(8))
         pipe.execute()
+
+
+def mark_filled(client: redis.Redis) -> None:
+    """Redis holds our state from now on. What has only just come back may lack the signs of life of those who
+    live, so absences count only when this is some time ago (`jobs.owners`). Raises `redis.RedisError`."""
+    client.set(ALIVE, client.time()[0])
 
 
 class Snapshot:

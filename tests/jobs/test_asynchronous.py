@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jobs import asynchronous as verbs
+from jobs import spreading
 from jobs.models import Attempt, Job, JobState
+from jobs.routing import Candidate
 from nodes import view
 from nodes.models import Node
 from nodes.registry import Refusal
@@ -187,6 +189,34 @@ def test_a_job_that_has_ended_is_not_routed(wire, node):
     Job.objects.update(state=JobState.CANCELLED)
     assert route(job) == "not pending"
     assert inbox(wire, node) == []
+
+
+# -- where they go -------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_goes_to_a_node_whose_context_holds_it(wire):
+    a_node(wire, "small", models=[model(slots=9, max_model_len=2048)])
+    large = a_node(wire, "large", models=[model(slots=9, max_model_len=8192)])
+    body = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"word " * 4000)
+    assert {route(submit(body=body)) for _ in range(4)} == {f"placed on {large.pk}"}
+
+
+def test_jobs_are_spread_by_lot_in_proportion_to_the_weights(wire):
+    nodes = [
+        Candidate(
+            a_node(wire, f"weighs-{w}", models=[model(slots=99)], labels={"weight": str(w)}).pk,
+            ModelState.READY,
+            True,
+            99,
+            0,
+            weight=float(w),
+        )
+        for w in (1, 3)
+    ]
+    for _ in range(12):
+        job = submit()
+        drawn = spreading.drawn(job.id, nodes)
+        assert route(job) == f"placed on {min((n.node for n in nodes), key=drawn.start)}"
 
 
 def test_its_faults_count_for_the_breaker_and_its_success_closes_it(wire, settings, node):

@@ -212,7 +212,7 @@ async def test_the_only_place_is_never_shut_and_closes_with_a_success(wire, node
 @pytest.mark.parametrize("why", ["dead", "draining", "other model", "open too", "failed there"])
 async def test_an_open_place_is_used_when_no_other_would_do(wire, node, other, board, reserve, fail, why):
     await fail(times=6)
-    tried = ()
+    tried: tuple[str, ...] = ()
     if why == "dead":
         other.die()
     elif why == "draining":

@@ -58,7 +58,7 @@ async def test_it_ends_after_three_attempts_and_is_held_off_the_fourth_engine(de
     await desk.settled()
     with pytest.raises(HeldOff, match="3 engines died") as caught:
         await desk.ask(body=BAD).first()
-    assert 590 < caught.value.retry_after <= 600
+    assert 590 < (caught.value.retry_after or 0) <= 600
     assert [item for node in nodes for item in node.inbox()] == []
     assert await desk.held() == 0
     other = desk.ask(body=GOOD)

@@ -106,14 +106,14 @@ def test_models_do_not_share_turns_and_old_ones_are_forgotten():
 
 
 def test_a_lot_falls_by_weight_and_the_same_for_the_same_job():
-    weights = {"a": 1.0, "b": 1.0, "c": 2.0}
+    nodes = [Ranked("a"), Ranked("b"), Ranked("c", 2.0)]
     seen: Counter[str] = Counter()
     for n in range(4000):
-        turns = drawn(f"job{n}", weights)
-        seen[min(weights, key=turns.start)] += 1
+        turns = drawn(f"job{n}", nodes)
+        seen[min("abc", key=turns.start)] += 1
     assert seen["c"] == pytest.approx(2000, rel=0.1)
     assert seen["a"] == pytest.approx(1000, rel=0.1)
-    assert drawn("job", weights) == drawn("job", weights)
+    assert drawn("job", nodes) == drawn("job", nodes[::-1])
 
 
 # -- on the real board ---------------------------------------------------------------------------------
