@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
@@ -11,9 +12,10 @@ from django.core.management import call_command
 from django.http import Http404
 from rest_framework import exceptions
 
-from api import error_codes, errors, streaming
+from api import error_codes, errors, gateway, streaming
 from api.error_codes import CODES, TABLE
-from gputorrent import tracing
+from gputorrent import logs, tracing
+from gputorrent.asgi import application
 from jobs import errors as ends
 from jobs.errors import JobError
 from jobs.models import TERMINAL
@@ -197,3 +199,54 @@ def test_an_engines_refusal_is_put_into_our_shape(body, message, param, code):
 def test_an_engine_that_refuses_us_is_not_the_callers_mistake(status):
     refused = streaming.engine_refusal(status, b'{"error":{"message":"wrong key"}}')
     assert (refused.status, refused.code) == (502, "upstream_failed")
+
+
+# -- through the application ---------------------------------------------------------------------------
+
+
+def client_of(state: dict) -> httpx.AsyncClient:
+    """A client of the application as a process that holds `state` would serve it."""
+
+    async def app(scope, receive, send):
+        await application({**scope, "state": state}, receive, send)
+
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://testserver")
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/completions"), ("GET", "/v1/models")])
+async def test_a_mistake_of_ours_has_the_same_shape_and_leaves_a_traceback(door, caplog, method, path):
+    async with client_of({gateway.STATE: object()}) as client:
+        answer = await client.request(method, path, headers={"x-request-id": "mine"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "internal_error")
+    assert error["message"] == "An internal error occurred. (request id mine)"
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.headers["x-request-id"] == "mine"
+    assert "object" not in answer.text
+    traced = [record for record in caplog.records if record.exc_info]
+    assert traced
+    assert all("AttributeError" in logs.Lines().format(record) for record in traced)
+
+
+async def test_a_process_without_its_gateway_says_so(door):
+    async with client_of({}) as client:
+        answer = await client.post("/v1/completions")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_gateway")
+    assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_a_wrong_host_is_refused_in_the_same_shape(settings):
+    settings.ALLOWED_HOSTS = ["elsewhere"]
+    async with client_of({}) as client:
+        answer = await client.get("/v1/models")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "HEAD", "TRACE", "CONNECT", "get", "X" * 50])
+async def test_no_method_breaks_a_path(door, method):
+    async with client_of({}) as client:
+        for path in ("/v1/completions", "/v1/models", "/jobs", "/healthz", "/v1/nothing", "/"):
+            answer = await client.request(method, path)
+            assert answer.status_code not in {500, 501}, (method, path)
