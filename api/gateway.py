@@ -85,9 +85,6 @@ def of(scope: Mapping[str, Any]) -> Gateway:
     gateway = scope.get("state", {}).get(STATE)
     if gateway is None:
         raise ApiError(
-            503,
-            "service_unavailable_error",
-            "no_gateway",
-            "the server was started without its gateway: run it under uvicorn (make up)",
+            "no_gateway", "the server was started without its gateway: run it under uvicorn (make up)"
         )
     return gateway

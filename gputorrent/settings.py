@@ -266,6 +266,11 @@ RESULT_TTL_SECONDS = _number("GPUTORRENT_RESULT_TTL_SECONDS", 86400, 1)
 RESULT_READ_SECONDS = _number("GPUTORRENT_RESULT_READ_SECONDS", 300, 0)
 """How long an asynchronous job's result is kept after its owner has first read it."""
 
+ALLOW_URLS = _flag("GPUTORRENT_ALLOW_URLS", False)
+"""Whether callers may name images, sounds and videos by http and https URLs, which nodes then fetch."""
+EXTRA_PARAMETERS = frozenset(_list("GPUTORRENT_EXTRA_PARAMETERS"))
+"""Parameters of requests that pass although neither OpenAI nor `api.sampling` knows them."""
+
 AFFINITY = _flag("GPUTORRENT_AFFINITY", True)
 """Whether a chat's next turn goes back to the node that has its beginning in its cache."""
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
@@ -283,10 +288,16 @@ REST_FRAMEWORK = {
 }
 
 # -- logs ----------------------------------------------------------------------------------------------
+ACCESS_LOG = _text("GPUTORRENT_ACCESS_LOG", "some")
+"""Which requests get a line: all, off, or some (see `gputorrent.access`). A line costs about 60 us."""
+if ACCESS_LOG not in {"all", "some", "off"}:
+    raise ImproperlyConfigured(f"GPUTORRENT_ACCESS_LOG={ACCESS_LOG!r}: use all, some or off")
+LOG_JSON = _flag("GPUTORRENT_LOG_JSON", False)
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
+    "formatters": {"line": {"()": "gputorrent.logs.Objects" if LOG_JSON else "gputorrent.logs.Lines"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": _text("GPUTORRENT_LOG_LEVEL", "INFO")},
     "loggers": {

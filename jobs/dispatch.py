@@ -125,6 +125,7 @@ class Dispatcher:
         try:
             yield
         except JobError as e:
+            e.job = job.id
             self._end(job, e.move, code=e.code, message=str(e))
             raise
         except BaseException:

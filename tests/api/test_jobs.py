@@ -56,7 +56,7 @@ async def test_a_job_is_accepted_and_committed(serve, wire, body, path):
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"),
     [
-        ({**CHAT, "stream": True}, 400, None, "stream"),
+        ({**CHAT, "stream": True}, 400, "invalid_value", "stream"),
         ({**CHAT, "model": "other"}, 404, "model_not_found", "model"),
         ({"model": "m"}, 400, "missing_required_parameter", "prompt"),
         ({"url": "/v1/completions"}, 400, "missing_required_parameter", "body"),
