@@ -27,7 +27,7 @@ from worker_agent.contract import decode_work, inbox_key, lease_key
 
 NODES, MODELS, WEBS, TENANTS = ["a" * 16, "b" * 16], ["m", "org/n"], ["w1", "w2"], ["1", "2", "3"]
 PLACES = [(node, model) for node in NODES for model in MODELS]
-FAULTS = 1  # a second one opens the breaker
+FAULTS = 0  # the first one opens the breaker
 
 Place = tuple[str, str]
 Ref = tuple[str, int]
@@ -221,7 +221,7 @@ class BoardMachine(RuleBasedStateMachine):
     # -- what can happen -------------------------------------------------------------------------------
 
     @rule(
-        model=st.sampled_from(MODELS),
+        model=st.sampled_from([*MODELS, MODELS[0]]),
         web=st.sampled_from(["", *WEBS]),
         tenant=st.sampled_from(TENANTS),
         priority=st.integers(-1, 1),
@@ -235,7 +235,7 @@ class BoardMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.placed)
     @rule(
         data=st.data(),
-        verdict=st.sampled_from([Verdict.OK, Verdict.FAULT, Verdict.FAULT, Verdict.NOTHING]),
+        verdict=st.sampled_from([Verdict.OK, Verdict.FAULT, Verdict.NOTHING]),
         again=st.booleans(),
         tenant=st.sampled_from(TENANTS),
     )
