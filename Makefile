@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm lint format bench-batching bench-recovery engine lock lock-engine clean distclean
+.PHONY: help demo smoke up test test-vllm lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-engine clean distclean bench-flood
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
@@ -65,9 +65,22 @@ bench-batching: ## tokens/s through the agent against vLLM alone
 	@$(PY) -m gputorrent engine
 	@exec $(PY) -m benchmarks.batching $(ARGS)
 
+bench-affinity: ## prefix-cache hits of chats on two nodes, with affinity and without (minutes)
+	$(DEV_ENV)
+	@$(PY) -m gputorrent engine
+	@exec $(PY) -m benchmarks.affinity $(ARGS)
+
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.recovery $(ARGS)
+
+chaos: ## break a real cluster under load: at least 2000 jobs and 36 faults (minutes)
+	$(DEV_ENV)
+	@exec $(PY) -m tests.chaos $(ARGS)
+
+bench-flood: ## does one key that floods the cluster keep another waiting?
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.flood $(ARGS)
 
 lock: ## pin our packages anew
 	$(DEV_ENV)

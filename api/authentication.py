@@ -36,6 +36,7 @@ class Caller(Struct, frozen=True):
     name: str
     staff: bool
     expires_at: float  # seconds since the epoch; 0: never
+    priority: int = 0  # the most its requests may have
 
 
 def new_key(name: str, *, staff: bool = False, expires_in_seconds: float | None = None) -> tuple[ApiKey, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from api import errors, schemas, streaming
+from api import errors, priority, schemas, streaming
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from jobs.errors import JobError
@@ -43,11 +43,16 @@ class Answer:
             self.on_close()
 
 
-async def complete(gateway: Gateway, path: str, authorization: str, body: bytes) -> Answer:
-    """Answer `POST path`. Never raises but for cancellation, which is the caller leaving."""
+async def complete(
+    gateway: Gateway, path: str, authorization: str, body: bytes, x_priority: str = ""
+) -> Answer:
+    """Answer `POST path`; `authorization` and `x_priority` are headers, empty where they were not sent.
+
+    Never raises but for cancellation, which is the caller leaving.
+    """
     try:
         caller = gateway.keys.caller(authorization)
-        request = schemas.parse(path, body, key=caller.key)
+        request = priority.apply(schemas.parse(path, body, key=caller.key), caller, x_priority)
         job = await gateway.dispatcher.submit(request)
         if request.stream and not job.node:
             # It waits, perhaps for a model to be loaded: the stream opens now and is kept alive meanwhile.

@@ -15,6 +15,7 @@ from jobs.errors import (
     BrokerUnavailable,
     Cancelled,
     FirstTokenTimeout,
+    HeldOff,
     JobError,
     KeyRevoked,
     ModelLoading,
@@ -35,6 +36,7 @@ JOB_ERRORS: Final[dict[type[JobError], tuple[int, str]]] = {
     NoWorkers: (503, "service_unavailable_error"),
     ModelUnavailable: (503, "service_unavailable_error"),
     ModelLoading: (503, "service_unavailable_error"),
+    HeldOff: (422, "invalid_request_error"),
     QueueFull: (429, "rate_limit_error"),
     QueueTimeout: (503, "service_unavailable_error"),
     FirstTokenTimeout: (504, "timeout_error"),
@@ -45,7 +47,7 @@ JOB_ERRORS: Final[dict[type[JobError], tuple[int, str]]] = {
 }
 """How an end without an answer looks to a caller: HTTP status and OpenAI's `type`. The `code` is ours."""
 
-NO_RETRY: Final = frozenset({FirstTokenTimeout, ModelUnavailable, Cancelled})
+NO_RETRY: Final = frozenset({Cancelled, FirstTokenTimeout, HeldOff, ModelUnavailable})
 """Ends after which the official clients should not repeat the request by themselves."""
 
 

@@ -17,7 +17,7 @@ from django.http import QueryDict
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import gateway, records, schemas
+from api import gateway, priority, records, schemas
 from api.authentication import Caller, require_staff
 from api.errors import ApiError, invalid, no_such_model
 from api.gateway import Gateway
@@ -42,10 +42,12 @@ class JobsView(APIView):
         here, caller = _who(request)
         path, body = _unwrap(request._request.body)
         wanted = schemas.parse(path, body, key=caller.key)
+        wanted = priority.apply(wanted, caller, request.headers.get(priority.HEADER, ""))
         if wanted.stream:
             raise invalid("An asynchronous job cannot be streamed.", param="stream")
         if wanted.model not in here.dispatcher.snapshot.by_model:
             raise no_such_model(wanted.model)
+        here.dispatcher.check_held_off(wanted)
         give_up_at = time.monotonic() + ledger.ANSWER_SECONDS
         job = await ledger.ask(asynchronous.accept, wanted, give_up_at)
         with suppress(ledger.LedgerTimeout):  # the job is safe, and queued a little later

@@ -53,9 +53,20 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _answer(scope: Scope, body: bytes, send: Send) -> None:
-    authorization = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+    authorization = x_priority = b""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            authorization = value
+        elif name == b"x-priority":
+            x_priority = value
     try:
-        answer = await complete(gateway.of(scope), scope["path"], authorization.decode("latin-1"), body)
+        answer = await complete(
+            gateway.of(scope),
+            scope["path"],
+            authorization.decode("latin-1"),
+            body,
+            x_priority.decode("latin-1"),
+        )
     except ApiError as e:
         answer = refuse(e)
     except Exception:  # the caller gets our shape, the log the traceback

@@ -12,6 +12,7 @@ from django.db.models import Count, Sum
 from django.utils import timezone
 
 from gputorrent import ledger
+from jobs import heals
 from jobs.dispatch import Dispatcher
 from jobs.models import TERMINAL, Job, JobState
 from nodes.models import Node, NodeState
@@ -115,12 +116,16 @@ def _worker(node: Node) -> dict[str, Any]:
 
 
 async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
-    """Nodes by state, models with slots and queues, jobs by state."""
+    """Nodes by state, models with slots and queues, circuit breakers that are not closed, jobs by state."""
     snapshot = dispatcher.snapshot
     names = sorted(snapshot.by_model)
-    (waiting, depths), loads, recorded = await asyncio.gather(
-        dispatcher.board.depths(names), dispatcher.board.loads(), ledger.ask(_ledger)
+    (waiting, depths), seen, healed, recorded = await asyncio.gather(
+        dispatcher.board.depths(names),
+        dispatcher.board.look(),
+        heals.read(dispatcher.pipe),
+        ledger.ask(_ledger),
     )
+    loads = seen.loads
     each = []
     for name in names:
         ready = [c for c in dispatcher.candidates(name) if c.takes_work and c.state == ModelState.READY]
@@ -134,7 +139,19 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
                 "waiting": depths[name],
             }
         )
-    return {"object": "cluster", "models": each, "waiting": waiting, **recorded}
+    breakers = [
+        {
+            "node": b.node,
+            "name": snapshot.nodes[b.node].name if b.node in snapshot.nodes else None,
+            "model": b.model,
+            "state": b.state,
+            "faults": b.faults,
+            "probe_at": round(b.until, 3),
+        }
+        for b in seen.breakers.values()
+    ]
+    state = {"waiting": waiting, "breakers": breakers, "heals": healed}
+    return {"object": "cluster", "models": each, **state, **recorded}
 
 
 def _ledger() -> dict[str, Any]:

@@ -165,10 +165,13 @@ async def queue_of(job_id: str, state: str, board: Board) -> dict[str, Any] | No
     if state != JobState.PENDING:
         return None
     try:
-        position = await board.position(job_id)
+        estimate = await board.estimate(job_id)
     except redis.RedisError:
         return None
-    return None if position is None else {"position": position, "estimated_wait_s": None}
+    if estimate is None:
+        return None
+    position, wait = estimate
+    return {"position": position, "estimated_wait_s": None if wait is None else round(wait, 1)}
 
 
 def _usage(job: Job) -> dict[str, int] | None:

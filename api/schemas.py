@@ -5,12 +5,15 @@ what every engine would refuse anyway, is decoded; the rest of the body passes a
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import msgspec
+from django.conf import settings
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from api.errors import ApiError, invalid, no_such_model
+from jobs import prompt
 from jobs.interactive import Request
 from worker_agent.contract import MODEL_NAME
 
@@ -39,6 +42,7 @@ class _Common(Struct, kw_only=True):
     stop: Stop | None = None
     seed: int | None = None
     user: str | None = None
+    prompt_cache_key: str | None = None
 
 
 class Completion(_Common):
@@ -94,7 +98,23 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
         hide_usage = not shown
         if not shown:
             body = _with_usage(body, has_options=wanted.stream_options is not UNSET)
-    return Request(path, wanted.model, body, stream, hide_usage, key)
+    request = Request(path, wanted.model, body, stream, hide_usage, key, tokens_wanted=_tokens(wanted))
+    return replace(request, prefix=_prefix(wanted, request.tenant)) if settings.AFFINITY else request
+
+
+def _tokens(wanted: _Common) -> int:
+    if isinstance(wanted, ChatCompletion):
+        most = wanted.max_completion_tokens or wanted.max_tokens or 0
+        return prompt.chat_tokens((m.content for m in wanted.messages), most)
+    return prompt.text_tokens(getattr(wanted, "prompt", ""), wanted.max_tokens or 0)
+
+
+def _prefix(wanted: _Common, tenant: str) -> prompt.Prefix:
+    if wanted.prompt_cache_key:
+        return prompt.of_cache_key(tenant, wanted.model, wanted.prompt_cache_key)
+    if isinstance(wanted, ChatCompletion):
+        return prompt.of_chat(tenant, wanted.model, [(m.role, m.content) for m in wanted.messages])
+    return prompt.of_text(tenant, wanted.model, getattr(wanted, "prompt", ""))
 
 
 def _with_usage(body: bytes, *, has_options: bool) -> bytes:

@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import gateway, reading, steering
+from api import gateway, priority, reading, steering
 from api.authentication import Caller, require_staff
 from api.completion import Answer, complete
 from api.errors import ApiError, invalid, no_such_model, unauthorized
@@ -75,6 +75,7 @@ class CompletionView(APIView):
             request._request.path,
             request.headers.get("Authorization", ""),
             request._request.body,
+            request.headers.get(priority.HEADER, ""),
         )
         response: HttpResponseBase
         if answer.parts is None:

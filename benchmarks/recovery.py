@@ -1,6 +1,6 @@
 """How long until all is well again? Breaks one part at a time of a real cluster (with the stand-in engine, at
 the default settings) and prints, in seconds, when the caller of a running stream was told and when the next
-request was answered.
+request was answered (*: an asynchronous job sent meanwhile had its result).
 
     make bench-recovery            (or: .venv/bin/python -m benchmarks.recovery [FAULT ...])
 """
@@ -21,7 +21,9 @@ from pathlib import Path
 import httpx
 import psutil
 
+from gputorrent import ports
 from tests.journeys.cluster import FAST, MODEL, Cluster, events
+from tests.postgres import Server, new_database, running
 
 SLOW = ("--per-second", "5", "--children")
 
@@ -31,29 +33,33 @@ class Run:
     """One fault on one cluster. Times count from `broken`."""
 
     cluster: Cluster
+    postgres: Server | None = None
     broken: float = 0.0
     told: float | None = None
     how: str = ""
     lines: int = 0
+    job: str = ""
     _stream: threading.Thread | None = None
     _first: threading.Event = field(default_factory=threading.Event)
 
-    def stream(self) -> None:
+    def stream(self, url: str = "") -> None:
         """Begin a long stream in the background; returns once its first token is there."""
-        self._stream = threading.Thread(target=self._read)
+        self._stream = threading.Thread(target=self._read, args=(url or self.cluster.url,))
         self._stream.start()
         if not self._first.wait(20):
             raise SystemExit("the stream did not begin")
 
-    def _read(self) -> None:
+    def _read(self, url: str) -> None:
         body = {"model": MODEL, "prompt": "on and on", "max_tokens": 1500, "stream": True}
         last = None
         try:
             with (
                 httpx.Client(timeout=120, headers=self.cluster.headers) as client,
-                client.stream("POST", f"{self.cluster.url}/v1/completions", json=body) as answer,
+                client.stream("POST", f"{url}/v1/completions", json=body) as answer,
             ):
                 for line in answer.iter_lines():
+                    if not self.job and (found := events([line])):
+                        self.job = str(found[0]["id"])
                     self._first.set()
                     self.lines += 1
                     last = line or last
@@ -68,6 +74,15 @@ class Run:
     def now(self) -> None:
         """The fault happens here."""
         self.broken = time.monotonic()
+
+    def since(self) -> float:
+        """Seconds since the fault."""
+        return time.monotonic() - self.broken
+
+    def database(self) -> Server:
+        if self.postgres is None:
+            raise RuntimeError("this fault has no database of its own")
+        return self.postgres
 
     def wait_told(self) -> float:
         if self._stream is None:
@@ -86,6 +101,19 @@ class Run:
         while time.monotonic() - self.broken < 120:
             with contextlib.suppress(httpx.HTTPError):
                 if self.cluster.chat("anyone", max_tokens=1).status_code == 200:
+                    return time.monotonic() - self.broken
+            time.sleep(0.1)
+        return float("inf")
+
+    def deferred(self) -> float:
+        """When an asynchronous job was accepted and had its result, tried ten times a second."""
+        body = {"model": MODEL, "prompt": "later", "max_tokens": 1}
+        job = ""
+        while time.monotonic() - self.broken < 120:
+            with contextlib.suppress(httpx.HTTPError):
+                if not job and (accepted := self.cluster.post("/jobs", body, timeout=5)).status_code == 202:
+                    job = str(accepted.json()["id"])
+                if job and self.cluster.job(job).get("status") == "completed":
                     return time.monotonic() - self.broken
             time.sleep(0.1)
         return float("inf")
@@ -173,6 +201,74 @@ def web_killed(run: Run) -> tuple[float | None, float]:
     return run.wait_told(), run.served()
 
 
+def web_of_two_killed(run: Run) -> tuple[float | None, float]:
+    port = ports.any_free()
+    second = run.cluster.start_web(port)
+    run.cluster.agent_ready("one", *SLOW)
+    run.stream(f"http://127.0.0.1:{port}")
+    run.cluster.until(lambda: run.cluster.job(run.job).get("status") == "running", "it is recorded", 10)
+    run.now()
+    second.kill()
+    told, served = run.wait_told(), run.served()
+    run.cluster.job_ended(run.job, 60)
+    recorded = time.monotonic() - run.broken
+    run.cluster.until(lambda: run.cluster.slots_held() == 0, "its slot is back", 60)
+    run.how = f"connection closed; recorded after {recorded:.1f} s, slot back by {run.since():.1f} s"
+    return told, served
+
+
+def jobworker_killed(run: Run) -> tuple[float | None, float]:
+    run.cluster.agent_ready("one")
+    run.now()
+    run.cluster.jobworker.kill()
+    run.cluster.start_jobworker()
+    return None, run.deferred()
+
+
+def redis_frozen(run: Run) -> tuple[float | None, float]:
+    run.cluster.agent_ready("one", *SLOW)
+    run.stream()
+    run.now()
+    os.kill(run.cluster.redis.child.pid, signal.SIGSTOP)
+    time.sleep(10)
+    os.kill(run.cluster.redis.child.pid, signal.SIGCONT)
+    served = run.served()
+    run.how = "it went on" if run.going_on() else run.how
+    return None, served
+
+
+def postgres_restarted(run: Run) -> tuple[float | None, float]:
+    server = run.database()
+    run.cluster.agent_ready("one", *SLOW)
+    run.stream()
+    run.now()
+    server.stop()
+    server.start_again()
+    return None, _after_an_outage(run)
+
+
+def postgres_frozen(run: Run) -> tuple[float | None, float]:
+    server = run.database()
+    assert server.child is not None
+    processes = [psutil.Process(server.child.pid)]
+    run.cluster.agent_ready("one", *SLOW)
+    run.stream()
+    processes += processes[0].children(recursive=True)
+    run.now()
+    for process in processes:
+        process.suspend()
+    time.sleep(10)
+    for process in processes:
+        process.resume()
+    return None, _after_an_outage(run)
+
+
+def _after_an_outage(run: Run) -> float:
+    served = run.deferred()
+    run.how = "it went on" if run.going_on() else run.how
+    return served
+
+
 def node_revoked(run: Run) -> tuple[float | None, float]:
     run.cluster.agent_ready("one", *SLOW)
     run.stream()
@@ -190,7 +286,12 @@ FAULTS: list[tuple[str, Callable[[Run], tuple[float | None, float]]]] = [
     ("agent frozen, then thawed", agent_frozen),
     ("agent restarted in good order", agent_restarted),
     ("Redis killed, back empty", redis_emptied),
+    ("Redis frozen for 10 s", redis_frozen),
     ("web process killed and restarted", web_killed),
+    ("one of two web processes killed", web_of_two_killed),
+    ("jobworker killed and restarted (*)", jobworker_killed),
+    ("PostgreSQL restarted (*)", postgres_restarted),
+    ("PostgreSQL frozen for 10 s (*)", postgres_frozen),
     ("node revoked (with manage.py)", node_revoked),
 ]
 
@@ -201,11 +302,12 @@ def main() -> int:
     for name, fault in FAULTS:
         if chosen and fault.__name__ not in chosen:
             continue
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            Cluster(Path(folder), **dict.fromkeys(FAST, "")) as cluster,
-        ):
-            run = Run(cluster)
+        with contextlib.ExitStack() as held:
+            folder = held.enter_context(tempfile.TemporaryDirectory())
+            server = held.enter_context(running()) if "postgres" in fault.__name__ else None
+            url = new_database(server.url) if server else ""
+            cluster = held.enter_context(Cluster(Path(folder), url, **dict.fromkeys(FAST, "")))
+            run = Run(cluster, server)
             told, served = fault(run)
         said = f"{told:10.1f} s" if told is not None else "-"
         print(f"{name:36} {said:>12} {served:11.1f} s  {run.how}", flush=True)

@@ -25,6 +25,7 @@ from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E40
 from api import gateway, lean  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
 from gputorrent.urls import websocket_urlpatterns  # noqa: E402
+from jobs import dispatch  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "lifespan.startup.failed", "message": f"{type(e).__name__}: {e}"})
         return
     scope["state"][gateway.STATE] = here
+    scope["state"][dispatch.STATE] = here.dispatcher
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await here.stop()

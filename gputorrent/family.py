@@ -13,6 +13,7 @@ from gputorrent.progress import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LAST_LINES = 15
+_AGAIN_SECONDS = 2.0
 
 
 class Interrupted(BaseException):
@@ -63,10 +64,14 @@ class Family:
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
         self._members: list[tuple[Child, Callable[[], object]]] = []
+        self._started: dict[str, float] = {}  # those that are started again, and when they last were
 
-    def start(self, child: Child) -> None:
-        """Start it. It is stopped after those that are started later."""
+    def start(self, child: Child, *, again: bool = False) -> None:
+        """Start it. It is stopped after those that are started later. With `again` it is started anew when it
+        ends, for one that nothing depends on meanwhile."""
         self.add(child, lambda: child.stop(self._interrupts.hurry))
+        if again:
+            self._started[child.name] = time.monotonic()
         child.start()
 
     def add(self, child: Child, stop: Callable[[], object]) -> None:
@@ -74,12 +79,23 @@ class Family:
         self._members.append((child, stop))
 
     def check(self) -> None:
-        """Raises `Failure` with the last words of the first child that is gone."""
+        """Raises `Failure` with the last words of the first child that is gone and is not started again."""
         for child, _ in self._members:
-            if child.exit_status is not None:
+            if child.exit_status is not None and child.name in self._started:
+                self._start_again(child)
+            elif child.exit_status is not None:
                 last = child.output().strip().splitlines()[-_LAST_LINES:]
                 where = f" (all of it is in {child.log})" if child.log else ""
                 raise Failure(f"{child.name} {child.ending()}{where}", "\n".join(last))
+
+    def _start_again(self, child: Child) -> None:
+        now = time.monotonic()
+        if now - self._started[child.name] < _AGAIN_SECONDS:
+            return  # not as fast as it can fail
+        say(f"{child.name} {child.ending()}: starting it again")
+        child.stop()  # what it left in its group
+        self._started[child.name] = now
+        child.start()
 
     def wait(self, done: Callable[[], bool], seconds: float, what: str, every: float = 0.1) -> None:
         """Look until `done`. Raises `Failure` when a child goes, or after `seconds`."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import redis
@@ -22,6 +24,10 @@ from redis.retry import Retry
 ANSWER_SECONDS = 2.5
 """How long one command may take before the request in front of it is refused with 503."""
 
+# A connection that was cut while idle is made anew. After a time-out there is no second try: a frozen server
+# would cost every caller twice as long.
+_WORTH_A_RETRY = (RedisConnectionError,)
+
 
 @functools.cache
 def blocking() -> redis.Redis:
@@ -30,7 +36,7 @@ def blocking() -> redis.Redis:
         settings.REDIS_URL,
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=ANSWER_SECONDS,
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2, _WORTH_A_RETRY),
         health_check_interval=30,
         client_name="gputorrent-blocking",
     )
@@ -42,7 +48,7 @@ def asynchronous(*, answer_seconds: float | None = ANSWER_SECONDS) -> redis.asyn
         settings.REDIS_URL,
         socket_timeout=answer_seconds,
         socket_connect_timeout=ANSWER_SECONDS,
-        retry=redis.asyncio.retry.Retry(NoBackoff(), 1),
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 1, _WORTH_A_RETRY),
         client_name="gputorrent-web",
     )
 
@@ -78,6 +84,9 @@ class Pipe:
                 answers = await pipe.execute(raise_on_error=False)
             except (redis.RedisError, OSError) as e:
                 failure = e if isinstance(e, redis.RedisError) else RedisConnectionError(str(e))
+                if isinstance(e, redis.TimeoutError):
+                    # What gathered meanwhile has waited as well: nobody waits for two time-outs.
+                    batch, self._waiting = batch + self._waiting, []
                 answers = [failure] * len(batch)
             except BaseException:
                 for _, future in batch:
@@ -91,6 +100,16 @@ class Pipe:
                     future.exception()  # a caller that has left must not raise "never retrieved"
                 else:
                     future.set_result(answer)
+
+
+@asynccontextmanager
+async def piped() -> AsyncIterator[Pipe]:
+    """A `Pipe` of its own, for as long as the block lasts: for tasks, whose event loops are short."""
+    client = asynchronous()
+    try:
+        yield Pipe(client)
+    finally:
+        await client.aclose()
 
 
 class Script:

@@ -185,12 +185,15 @@ def _database() -> dict[str, Any]:
     else:
         # A pool, since every thread that Django's async bridge uses would otherwise hold its own connection.
         options.setdefault("connect_timeout", 3)
-        options.setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 3})
+        # A server that was away is tried again every few seconds; else the pool's pauses grow to minutes.
+        options.setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 3, "reconnect_timeout": 5})
         # A server that vanished without a word is noticed in seconds, not after a quarter of an hour.
         options.setdefault("tcp_user_timeout", 10_000)
         options.setdefault("keepalives_idle", 5)
         options.setdefault("keepalives_interval", 2)
         options.setdefault("keepalives_count", 3)
+        # Connections that a restart of the server has cut are not handed out.
+        config["CONN_HEALTH_CHECKS"] = True
     return config
 
 
@@ -212,8 +215,10 @@ CHANNEL_LAYERS = {
 # -- deferred work (django-rq) -------------------------------------------------------------------------
 # JSON on both sides: whoever could write a pickle into these queues could run any code. Our `jobworker`
 # command gives its workers the same serializer, which django-rq's own `rqworker` would not.
+# The time-outs are for the admin's pages.
+_RQ_URL = REDIS_URL + ("&" if "?" in REDIS_URL else "?") + "socket_timeout=2.5&socket_connect_timeout=2.5"
 RQ_QUEUES = {
-    name: {"URL": REDIS_URL, "DEFAULT_TIMEOUT": 120, "SERIALIZER": "rq.serializers.JSONSerializer"}
+    name: {"URL": _RQ_URL, "DEFAULT_TIMEOUT": 120, "SERIALIZER": "rq.serializers.JSONSerializer"}
     for name in ("routing", "maintenance")
 }
 
@@ -236,7 +241,17 @@ TOTAL_SECONDS = _number("GPUTORRENT_TOTAL_SECONDS", 3600, 0.1)
 QUEUE_SECONDS = _number("GPUTORRENT_QUEUE_SECONDS", 60, 0)
 QUEUE_PER_MODEL = int(_number("GPUTORRENT_QUEUE_PER_MODEL", 1000, 0))
 QUEUE_TOTAL = int(_number("GPUTORRENT_QUEUE_TOTAL", 5000, 0))
+QUEUE_PER_KEY = int(_number("GPUTORRENT_QUEUE_PER_KEY", (QUEUE_PER_MODEL + 1) // 2, 0))
+"""How many requests of one API key may wait, for all models together: nobody fills a queue alone."""
 ATTEMPTS = 3
+BREAKER_FAULTS = int(_number("GPUTORRENT_BREAKER_FAULTS", 5, 1))
+"""With more faults than this in the window, a model on a node gets no work until a probe succeeds."""
+BREAKER_WINDOW_SECONDS = _number("GPUTORRENT_BREAKER_WINDOW_SECONDS", 60, 0.1)
+BREAKER_OPEN_SECONDS = _number("GPUTORRENT_BREAKER_OPEN_SECONDS", 10, 0.01)
+"""Until the first probe; twice as long after each that fails, up to the longest."""
+BREAKER_LONGEST_SECONDS = _number("GPUTORRENT_BREAKER_LONGEST_SECONDS", 120, 0.01)
+HOLD_OFF_SECONDS = _number("GPUTORRENT_HOLD_OFF_SECONDS", 600, 0.1)
+"""How long a request that brought down three engines is refused."""
 NODE_BYTES = int(_number("GPUTORRENT_NODE_BYTES", 256 * 1024 * 1024, 1024))
 """Bodies that may be under way to one node at a time."""
 STREAM_BUFFER_BYTES = int(_number("GPUTORRENT_STREAM_BUFFER_BYTES", 8 * 1024 * 1024, 1024))
@@ -251,6 +266,8 @@ RESULT_TTL_SECONDS = _number("GPUTORRENT_RESULT_TTL_SECONDS", 86400, 1)
 RESULT_READ_SECONDS = _number("GPUTORRENT_RESULT_READ_SECONDS", 300, 0)
 """How long an asynchronous job's result is kept after its owner has first read it."""
 
+AFFINITY = _flag("GPUTORRENT_AFFINITY", True)
+"""Whether a chat's next turn goes back to the node that has its beginning in its cache."""
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
 """Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""
 

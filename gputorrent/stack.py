@@ -153,9 +153,11 @@ class Stack:
         self.family.wait(self._ready, _READY_SECONDS, "the start of the web process")
 
     def start_jobworker(self) -> None:
-        """Start the process that carries deferred work. What it holds when it dies is done again."""
+        """Start the process that carries deferred work. What it holds when it dies is done again, and so is
+        the process."""
         command = [sys.executable, str(ROOT / "manage.py"), "jobworker"]
-        self.family.start(self._child("jobworker", command, grace=10.0, on_death=signal.SIGKILL))
+        child = self._child("jobworker", command, grace=10.0, on_death=signal.SIGKILL)
+        self.family.start(child, again=True)
 
     def start_agent(self, model: Model, engine_python: Path, token: str, *extra: str) -> Child:
         """Start an agent on this machine that serves `model`. It stops vLLM itself."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime
 import logging
 import math
+import random
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -19,10 +21,12 @@ from django.conf import settings
 from django.db import DatabaseError, transaction
 from django.utils import timezone
 
-from gputorrent.redis import Pipe, asynchronous
-from jobs import cancelling, interactive, retention, routing
-from jobs.board import Board, Full, Held, Placed
+from gputorrent.redis import Pipe, piped
+from jobs import breaker, cancelling, interactive, poison, prompt, routing, spreading
+from jobs.board import Board, Full, Placed
+from jobs.breaker import Verdict
 from jobs.candidates import candidates
+from jobs.errors import HeldOff
 from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
 from jobs.mailbox import tell
@@ -30,7 +34,7 @@ from jobs.models import TERMINAL, Attempt, Job, JobState
 from nodes.models import Node
 from nodes.registry import Refusal, check_incarnation
 from nodes.view import Snapshot
-from worker_agent.contract import Done, Failed, Load, Report, Work
+from worker_agent.contract import Done, Failed, Load, Outcome, Report, Work
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,7 @@ def accept(request: Request, give_up_at: float = math.inf) -> Job:
             model=request.model,
             key_id=request.key,
             asynchronous=True,
+            priority=request.priority,
             request=request.body,
         )
         if time.monotonic() > give_up_at:
@@ -89,9 +94,7 @@ async def route(job_id: str) -> str:
 
     Raises `TryAgainLater`, `redis.RedisError`.
     """
-    client = asynchronous()
-    try:
-        pipe = Pipe(client)
+    async with piped() as pipe:
         snapshot, board = Snapshot(), Board(pipe)
         await snapshot.refresh(pipe)
         if snapshot.redis_was_emptied:
@@ -99,23 +102,41 @@ async def route(job_id: str) -> str:
         found = await sync_to_async(_open_job)(job_id)
         if found is None:
             return "not pending"
-        job, tried = found
-        return await _route(job, tried, snapshot, board, pipe)
-    finally:
-        await client.aclose()
+        return await _route(*found, snapshot, board, pipe)
 
 
-def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
+_NOT_AGAINST_THE_NODE = interactive.NO_FAULT | {
+    interactive.NODE_LOST,
+    Outcome.DRAINING,
+    Outcome.ENGINE_BUSY,
+}
+"""Nobody waits: what was so a while ago need not keep a job from the only node there is."""
+
+
+def _open_job(job_id: str) -> tuple[Job, set[str], set[str]] | None:
+    """A pending job, the nodes it has been to, and those of them that are not to see it again."""
     job = Job.objects.filter(pk=job_id, state=JobState.PENDING).first()
     if job is None:
         return None
-    tried = set(job.attempts.exclude(node=None).values_list("node_id", flat=True))
-    return job, {t for t in tried if t}
+    ends = job.attempts.exclude(node=None).values_list("node_id", "outcome")
+    visited = {str(node) for node, _ in ends}
+    return job, visited, {str(node) for node, outcome in ends if outcome not in _NOT_AGAINST_THE_NODE}
 
 
-async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pipe: Pipe) -> str:
-    loads = await board.loads()
-    decision = routing.choose(candidates(snapshot, loads, job.model), tried)
+async def _route(
+    job: Job, visited: set[str], tried: set[str], snapshot: Snapshot, board: Board, pipe: Pipe
+) -> str:
+    seen, tenant, body = await board.look(), str(job.key_id or 0), bytes(job.request or b"")
+    try:
+        poison.check(seen.strikes, tenant, job.model, body, time.monotonic())
+    except HeldOff as e:
+        await sync_to_async(_fail)(job, e.code, str(e))
+        return f"refused: {e.code}"
+    offered = candidates(snapshot, seen.loads, seen.breakers, job.model)
+    hints = routing.Hints(prompt.tokens_of_body(body), spreading.drawn(job.id, offered))
+    decision = routing.choose(offered, visited, hints)
+    if isinstance(decision, routing.Refuse) and visited != tried:
+        decision = routing.choose(offered, tried, hints)
     if isinstance(decision, routing.Refuse):
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
             raise TryAgainLater("no live node serves the model")
@@ -141,7 +162,7 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         reply="",
         model=job.model,
         path=job.path,
-        body=bytes(job.request or b""),
+        body=body,
         stream=False,
         hide_usage=False,
         first_token_seconds=settings.FIRST_TOKEN_SECONDS,
@@ -151,10 +172,10 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
     answer = await board.reserve(
         work,
         order,
-        tenant=str(job.key_id or 0),
-        priority=-1,  # behind those whose callers wait
+        tenant=tenant,
+        priority=min(job.priority, -1),  # behind those whose callers wait
         wait_seconds=settings.RESULT_TTL_SECONDS,
-        tried=tried,
+        tried=tried | decision.barred,
     )
     if isinstance(answer, Full):
         await sync_to_async(_unclaim)(attempt)
@@ -183,6 +204,9 @@ def _claim(job: Job) -> Attempt | None:
             return None
         job.attempt_count += 1
         job.version += 1
+        # What waited on the board when Redis lost it, or never got there, was never heard of again.
+        lost = {"outcome": interactive.WIRE_LOST, "reason": "it was lost on its way to a node"}
+        job.attempts.filter(outcome="").update(**lost, finished_at=timezone.now())
         return Attempt.objects.create(job=job, number=job.attempt_count, lease=secrets.token_hex(16))
 
 
@@ -214,27 +238,35 @@ async def report(node: Node, message: Report, board: Board) -> None:
     The slot is given back after the ledger has the result; if that fails the node sends again.
     """
     check_incarnation(node, message.incarnation)
-    outcome = await sync_to_async(_take_report)(node, message)
+    outcome, job, asked = await sync_to_async(_take_report)(node, message)
     if message.reply is None and outcome == "live":
         return
-    model = await sync_to_async(
-        lambda: Job.objects.filter(pk=message.job).values_list("model", flat=True).first()
-    )()
-    if model:
-        await board.release(node.pk, model, message.job, message.attempt)
+    if job:
+        verdict = breaker.of_reply(message.reply) if outcome != "stale" else Verdict.NOTHING
+        suspect = ""
+        if asked and (verdict == Verdict.OK or poison.is_strike(message.reply)):
+            suspect = poison.fingerprint(str(job.key_id or 0), job.model, asked)
+        await board.release(node.pk, job.model, message.job, message.attempt, verdict, suspect)
     if outcome == "stale":
         raise Refusal(409, "not_live", "this attempt is not live: stop it and forget it")
 
 
-def _take_report(node: Node, message: Report) -> str:
-    """'live' if the report was for the live attempt, 'done' if it had been taken before, else 'stale'."""
+def _take_report(node: Node, message: Report) -> tuple[str, Job | None, bytes]:
+    """'live' if the report was for the live attempt, 'done' if it had been taken before, else 'stale'; the
+    job, and its request as it was before the end of the job dropped it."""
+    job = Job.objects.filter(pk=message.job).first()
+    asked = bytes(job.request or b"") if job else b""
+    return _taken(node, message, job), job, asked
+
+
+def _taken(node: Node, message: Report, job: Job | None) -> str:
     attempt = Attempt.objects.filter(job_id=message.job, number=message.attempt).first()
-    if attempt is None or attempt.lease != message.lease.hex():
+    if job is None or attempt is None or attempt.lease != message.lease.hex():
         return "stale"
     if attempt.outcome:
         return "done" if message.reply is not None and attempt.node_id == node.pk else "stale"
     _placed(message.job, message.attempt, node.pk)
-    job = Job.objects.get(pk=message.job)
+    job.refresh_from_db()  # even if that changed nothing: the router may have noted the same just now
     if job.attempt_count != message.attempt or job.state != JobState.RUNNING or job.node_id != node.pk:
         return "stale"
     if message.reply is None:
@@ -280,15 +312,36 @@ def _close(attempt: Attempt, outcome: str, reason: str) -> None:
 
 
 def requeue(job: Job) -> bool:
-    """Back to pending, and to the routing queue, with a pause that grows with the attempts."""
+    """Back to pending, and to the routing queue, with a pause that grows with the attempts, jittered."""
     from jobs import tasks
 
     if not move(job, Move.REQUEUE, node=None):
         return False
-    transaction.on_commit(
-        lambda: tasks.enqueue_routing(job.id, job.attempt_count, 0.5 * 2**job.attempt_count)
-    )
+    pause = random.uniform(0.5, 1.0) * 2**job.attempt_count  # noqa: S311 - seconds
+    transaction.on_commit(lambda: tasks.enqueue_routing(job.id, job.attempt_count, pause))
     return True
+
+
+def attempt_lost(job: Job, outcome: str, reason: str) -> bool:
+    """The attempt that a running job is at has come to nothing: another, if any is left. False if the job has
+    moved meanwhile."""
+    if attempt := job.attempts.filter(number=job.attempt_count).first():
+        _close(attempt, outcome, reason)
+    if job.attempt_count < settings.ATTEMPTS:
+        return requeue(job)
+    return _fail(job, "upstream_failed", "every attempt was lost with its node")
+
+
+def queue_again(jobs: Sequence[Job], quiet: datetime.datetime) -> int:
+    """Nothing moves these pending jobs, or so it was when they were read; `quiet` is since when nothing
+    should have. Returns how many were queued. Raises `redis.RedisError`."""
+    from jobs import tasks
+
+    spent = {job.pk: job for job in jobs if job.attempt_count >= settings.ATTEMPTS}
+    fresh = Attempt.objects.filter(job__in=list(spent), claimed_at__gt=quiet)
+    for name in spent.keys() - set(fresh.values_list("job_id", flat=True)):
+        _fail(spent[name], "upstream_failed", "every attempt was lost on its way to a node")
+    return tasks.enqueue_missing([(job.pk, job.attempt_count) for job in jobs if job.pk not in spent])
 
 
 def _fail(job: Job, code: str, message: str) -> bool:
@@ -300,98 +353,3 @@ def _fail(job: Job, code: str, message: str) -> bool:
         error_message=message[:500],
         request=None,
     )
-
-
-# -- the sweep -----------------------------------------------------------------------------------------
-
-
-async def sweep() -> dict[str, int]:
-    """Find asynchronous jobs that nothing moves any more, and move them. Safe to run twice at once."""
-    client = asynchronous()
-    try:
-        pipe = Pipe(client)
-        snapshot, board = Snapshot(), Board(pipe)
-        await snapshot.refresh(pipe)
-        held = {(h.job, h.attempt): h for h in await board.held() if not h.owner}
-        lost = await sync_to_async(_rescue_running)(snapshot)
-        idle = await sync_to_async(_held_for_nothing)(snapshot, list(held.values()))
-        for key in {*lost, *idle} & held.keys():
-            h = held.pop(key)
-            await board.release(h.node, h.model, h.job, h.attempt)
-        for job_id in await board.overdue():
-            await board.leave(job_id)
-        placed = {job_id for job_id, _ in held}
-        queued = 0
-        for job_id in await sync_to_async(_quiet_pending)():
-            if job_id not in placed and await board.position(job_id) is None:
-                await sync_to_async(_queue_again)(job_id)
-                queued += 1
-        revoked = await cancelling.end_those_of_dead_keys(board, pipe)
-        expired = await sync_to_async(retention.tidy)()
-        return {"rescued": len(lost), "queued_again": queued, "revoked": revoked, "expired": expired}
-    finally:
-        await client.aclose()
-
-
-def _rescue_running(snapshot: Snapshot) -> list[tuple[str, int]]:
-    """Running jobs whose node is gone or restarted without them: job and attempt."""
-    if snapshot.redis_was_emptied:
-        return []
-    lost = []
-    quiet = timezone.now() - datetime.timedelta(seconds=3 * settings.LEASE_SECONDS)
-    running = Job.objects.filter(asynchronous=True, state=JobState.RUNNING, placed_at__lt=quiet)
-    for job in running.select_related("node"):
-        if not _away(job.node, snapshot, job.placed_at or quiet, quiet):
-            continue
-        attempt = job.attempts.filter(number=job.attempt_count).first()
-        if attempt:
-            _close(attempt, interactive.NODE_LOST, "the node has gone silent or was restarted")
-        if job.attempt_count < settings.ATTEMPTS:
-            requeue(job)
-        else:
-            _fail(job, "upstream_failed", "every attempt was lost with its node")
-        lost.append((job.id, job.attempt_count))
-    return lost
-
-
-def _away(node: Node | None, snapshot: Snapshot, since: datetime.datetime, quiet: datetime.datetime) -> bool:
-    """Whether a node is gone, or was started again after it was given work at `since`."""
-    if node is None or (node.pk not in snapshot.leased and (node.last_beat_at or quiet) <= quiet):
-        return True
-    return bool(node.registered_at and node.registered_at > since)
-
-
-def _held_for_nothing(snapshot: Snapshot, held: list[Held]) -> list[tuple[str, int]]:
-    """Attempts with a slot that are not live any more, or whose node left before it said that it began."""
-    if snapshot.redis_was_emptied:
-        return []
-    quiet = timezone.now() - datetime.timedelta(seconds=3 * settings.LEASE_SECONDS)
-    jobs = Job.objects.defer("request", "result").in_bulk([h.job for h in held])
-    nodes = Node.objects.in_bulk({h.node for h in held})
-    found = []
-    for h in held:
-        since = datetime.datetime.fromtimestamp(h.placed_at_ms / 1000, datetime.UTC)
-        job = jobs.get(h.job)
-        state = job.state if job and job.attempt_count == h.attempt else None
-        if since > quiet or state == JobState.RUNNING:
-            continue
-        if state != JobState.PENDING or _away(nodes.get(h.node), snapshot, since, quiet):
-            found.append((h.job, h.attempt))
-    return found
-
-
-def _quiet_pending() -> list[str]:
-    limit = timezone.now() - datetime.timedelta(seconds=2 * settings.SWEEP_SECONDS)
-    pending = Job.objects.filter(asynchronous=True, state=JobState.PENDING, created_at__lt=limit)
-    return list(pending.values_list("pk", flat=True)[:1000])
-
-
-def _queue_again(job_id: str) -> None:
-    from jobs import tasks
-
-    job = Job.objects.get(pk=job_id)
-    just_now = timezone.now() - datetime.timedelta(seconds=2 * settings.SWEEP_SECONDS)
-    if job.attempt_count >= settings.ATTEMPTS and not job.attempts.filter(claimed_at__gt=just_now).exists():
-        _fail(job, "upstream_failed", "every attempt was lost on its way to a node")
-        return
-    tasks.enqueue_routing(job_id, job.attempt_count)

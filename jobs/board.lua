@@ -1,28 +1,28 @@
--- The live board: who runs what, who waits. One script, so that every step is atomic.
+-- The live board: who runs what, who waits. One script with `breaker.lua`, so that every step is atomic.
 --
 -- Keys
---   gt:board:slots:<node>/<model>  hash: "<job>:<attempt>" -> "<lease> <owner> <bytes> <placed at, ms>"
+--   gt:board:slots:<node>/<model>  hash: "<job>:<attempt>" -> "<lease> <owner> <bytes> <placed at, ms>", and
+--                                  " <opening>" for work placed while that opening of the breaker lasted
 --   gt:board:places                set of "<node>/<model>" that have, or had, attempts
 --   gt:board:bytes                 hash: node -> bytes of bodies under way there (recounted from the slots)
 --   gt:board:queue:<model>         sorted set: waiting job -> its turn
---   gt:board:turns:<model>         hash: tenant -> last virtual finish time; "" -> the virtual clock
+--   gt:board:turns:<model>         hash: "c<priority>" -> virtual clock; "t<priority> <tenant>" -> the tenant's
+--                                  last virtual finish time; "last" -> when the queue was last served (ms)
 --   gt:board:waiting               sorted set: job -> when it gives up (ms); all models
+--   gt:board:tenants               hash: tenant -> how many of its jobs wait; all models
 --   gt:board:wait:<job>            hash: what is needed to place a waiting job
+--   gt:drain:<model>               hash: "interval" -> mean ms between placements out of the queue, "n" samples
 --   gt:nodes:slots                 hash, written by the registry: "<node>/<model>" -> requests at once
 --
 -- Waiting jobs take turns by start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996): each tenant's jobs
 -- are spaced one virtual second apart from the time the tenant came, so a tenant with one job waits for at
--- most one job of each other tenant. Priority comes first: a class of its own, 1e9 virtual seconds apart.
+-- most one job of each other tenant. Priority comes first: each is a class of its own with its own clock, 1e9
+-- virtual seconds apart.
 
-local QUEUE, TURNS, WAIT, SLOTS = 'gt:board:queue:', 'gt:board:turns:', 'gt:board:wait:', 'gt:board:slots:'
-local WAITING, PLACES, BYTES = 'gt:board:waiting', 'gt:board:places', 'gt:board:bytes'
-local CAPACITY = 'gt:nodes:slots'
+local QUEUE, TURNS, WAIT = 'gt:board:queue:', 'gt:board:turns:', 'gt:board:wait:'
+local WAITING, PLACES, BYTES, TENANTS = 'gt:board:waiting', 'gt:board:places', 'gt:board:bytes', 'gt:board:tenants'
+local DRAIN = 'gt:drain:'
 local PRIORITY_STEP = 1e9
-
-local function now_ms()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
 
 local function free_slots(place)
   local capacity = tonumber(redis.call('HGET', CAPACITY, place) or '0')
@@ -34,66 +34,114 @@ local function has_room(node, bytes, node_bytes)
   return used == 0 or used + bytes <= node_bytes
 end
 
-local function alive(node)
-  return redis.call('EXISTS', 'gt:node:' .. node .. ':lease') == 1
-end
-
--- Take a slot and deliver the work, in one step.
-local function put(node, model, ref, lease, owner, work)
+-- Take a slot and deliver the work, in one step. `how` and `b` as from `gate`.
+local function put(node, model, ref, lease, owner, work, how, b)
   local place = node .. '/' .. model
-  redis.call('HSET', SLOTS .. place, ref, lease .. ' ' .. owner .. ' ' .. #work .. ' ' .. now_ms())
+  local entry = lease .. ' ' .. owner .. ' ' .. #work .. ' ' .. string.format('%.0f', now_ms())
+  if b then
+    entry = entry .. ' ' .. b.opening
+    if how == 'probe' then
+      b.probe = ref
+      keep_breaker(place, b)
+    end
+  end
+  redis.call('HSET', SLOTS .. place, ref, entry)
   redis.call('SADD', PLACES, place)
   redis.call('HINCRBY', BYTES, node, #work)
   redis.call('XADD', 'gt:node:' .. node .. ':inbox', '*', 'm', work)
 end
 
-local function forget_waiting(job, model)
+-- Take a job off its queue. `left`: it was not placed.
+local function forget_waiting(job, model, left)
+  local w = redis.call('HMGET', WAIT .. job, 'tenant', 'priority')
   redis.call('DEL', WAIT .. job)
   redis.call('ZREM', WAITING, job)
   local removed = redis.call('ZREM', QUEUE .. model, job)
+  if w[1] and redis.call('HINCRBY', TENANTS, w[1], -1) <= 0 then
+    redis.call('HDEL', TENANTS, w[1])
+    if left then  -- what it never used must not set it back when it comes again
+      local turns, finish = TURNS .. model, 't' .. w[2] .. ' ' .. w[1]
+      local clock = tonumber(redis.call('HGET', turns, 'c' .. w[2]) or '0')
+      if tonumber(redis.call('HGET', turns, finish) or '0') > clock + 1 then
+        redis.call('HSET', turns, finish, clock + 1)
+      end
+    end
+  end
   if redis.call('EXISTS', QUEUE .. model) == 0 then redis.call('DEL', TURNS .. model) end
+  if redis.call('EXISTS', WAITING) == 0 then redis.call('DEL', TENANTS) end
   return removed
+end
+
+-- So many left the queue now: weigh that into the mean interval, evenly at first, then an eighth for each.
+local function note_drain(model, placed, last)
+  local now = now_ms()
+  if last and placed > 0 then
+    local known = redis.call('HMGET', DRAIN .. model, 'interval', 'n')
+    local interval, n = tonumber(known[1] or '0'), tonumber(known[2] or '0')
+    local weight = math.max(placed / (n + placed), 1 - 0.875 ^ placed)
+    interval = interval + weight * ((now - last) / placed - interval)
+    redis.call('HSET', DRAIN .. model, 'interval', string.format('%.3f', interval), 'n', math.min(n + placed, 1000))
+    redis.call('PEXPIRE', DRAIN .. model, REMEMBER_MS)
+  end
+  if redis.call('EXISTS', QUEUE .. model) == 1 then
+    redis.call('HSET', TURNS .. model, 'last', string.format('%.0f', now))
+  end
+end
+
+local function interval_of(model)
+  return redis.call('HGET', DRAIN .. model, 'interval') or ''
 end
 
 -- Place waiting jobs while this place has free slots. Returns how many were placed.
 local function fill(node, model, node_bytes)
-  local place, placed = node .. '/' .. model, 0
+  local place, placed, turns = node .. '/' .. model, 0, TURNS .. model
   local free = free_slots(place)
   if free <= 0 or redis.call('EXISTS', QUEUE .. model) == 0 or not alive(node) then return 0 end
+  local how, b = gate(place)
+  local sound = how == 'shut' and sound_nodes(model)
+  local last = tonumber(redis.call('HGET', turns, 'last') or '')
   local from = 0
   while free > 0 do
     -- The head of the queue may be barred from this node (it failed there), so look a little further.
     local jobs = redis.call('ZRANGE', QUEUE .. model, from, from + 31)
     if #jobs == 0 then break end
     for _, job in ipairs(jobs) do
-      local w = redis.call('HMGET', WAIT .. job, 'ref', 'lease', 'owner', 'work', 'tried', 'start')
+      local w = redis.call('HMGET', WAIT .. job, 'ref', 'lease', 'owner', 'tried', 'start', 'priority')
       if not w[1] or (w[3] ~= '' and redis.call('EXISTS', 'gt:web:' .. w[3]) == 0) then
-        forget_waiting(job, model)  -- whoever asked is gone
-      elseif string.find(w[5], ' ' .. node .. ' ', 1, true) or not has_room(node, #w[4], node_bytes) then
+        forget_waiting(job, model, true)  -- whoever asked is gone
+      elseif string.find(w[4], ' ' .. node .. ' ', 1, true)
+             or not has_room(node, redis.call('HSTRLEN', WAIT .. job, 'work'), node_bytes)
+             or (how == 'shut' and any_untried(sound, w[4])) then
         from = from + 1
       else
-        put(node, model, w[1], w[2], w[3], w[4])
-        redis.call('HSET', TURNS .. model, '', w[6])
-        forget_waiting(job, model)
+        put(node, model, w[1], w[2], w[3], redis.call('HGET', WAIT .. job, 'work'), how, b)
+        local clock = 'c' .. w[6]
+        if tonumber(w[5]) > tonumber(redis.call('HGET', turns, clock) or '0') then
+          redis.call('HSET', turns, clock, w[5])
+        end
+        forget_waiting(job, model, false)
         if w[3] ~= '' then
           redis.call('XADD', 'gt:reply:' .. w[3], 'NOMKSTREAM', '*', 'p', w[1] .. ' ' .. w[2] .. ' ' .. node)
         end
         free, placed = free - 1, placed + 1
         if free <= 0 then break end
+        if how == 'probe' then how, sound = 'shut', sound_nodes(model) end
       end
     end
     if from >= 256 then break end
   end
+  if placed > 0 then note_drain(model, placed, last) end
   return placed
 end
 
 local function enqueue(job, model, ref, lease, owner, tenant, priority, tried, give_up_ms, work)
-  local turns = TURNS .. model
-  local clock = tonumber(redis.call('HGET', turns, '') or '0')
-  local start = math.max(clock, tonumber(redis.call('HGET', turns, 't' .. tenant) or '0'))
-  redis.call('HSET', turns, 't' .. tenant, start + 1)
+  local turns, clock, finish = TURNS .. model, 'c' .. priority, 't' .. priority .. ' ' .. tenant
+  local now = tonumber(redis.call('HGET', turns, clock) or '0')
+  local start = math.max(now, tonumber(redis.call('HGET', turns, finish) or '0'))
+  redis.call('HSET', turns, finish, start + 1)
   redis.call('HSET', WAIT .. job, 'ref', ref, 'lease', lease, 'owner', owner, 'work', work, 'tried', tried,
-             'start', start, 'model', model)
+             'start', start, 'model', model, 'tenant', tenant, 'priority', priority)
+  redis.call('HINCRBY', TENANTS, tenant, 1)
   redis.call('ZADD', WAITING, give_up_ms, job)
   redis.call('ZADD', QUEUE .. model, start + 1 - priority * PRIORITY_STEP, job)
   return redis.call('ZRANK', QUEUE .. model, job)
@@ -101,48 +149,123 @@ end
 
 local verbs = {}
 
--- job attempt lease owner model tenant priority work wait_seconds per_model total node_bytes tried node...
+-- job attempt lease owner model tenant priority work wait_seconds per_model total per_tenant node_bytes tried node...
+-- Answers 'placed' and the node; 'waiting', how many are ahead, and the drain interval (ms, or ''); or 'full',
+-- how many wait for the model, the interval, and which bound was met.
 function verbs.reserve(a)
   local job, ref, lease, owner, model = a[1], a[1] .. ':' .. a[2], a[3], a[4], a[5]
   local tenant, priority, work, wait_s = a[6], tonumber(a[7]), a[8], tonumber(a[9])
-  local per_model, total, node_bytes, tried = tonumber(a[10]), tonumber(a[11]), tonumber(a[12]), a[13]
-  for i = 14, #a do  -- asked again after an answer was lost: the slot may be taken already
+  local per_model, total, per_tenant = tonumber(a[10]), tonumber(a[11]), tonumber(a[12])
+  local node_bytes, tried = tonumber(a[13]), a[14]
+  for i = 15, #a do  -- asked again after an answer was lost: the slot may be taken already
     if redis.call('HEXISTS', SLOTS .. a[i] .. '/' .. model, ref) == 1 then return {'placed', a[i]} end
   end
   if redis.call('EXISTS', WAIT .. job) == 1 then
-    return {'waiting', redis.call('ZRANK', QUEUE .. model, job) or 0}
+    return {'waiting', redis.call('ZRANK', QUEUE .. model, job) or 0, interval_of(model)}
   end
-  for i = 14, #a do
-    if free_slots(a[i] .. '/' .. model) > 0 and has_room(a[i], #work, node_bytes) and alive(a[i]) then
-      put(a[i], model, ref, lease, owner, work)
-      return {'placed', a[i]}
+  local shut, shut_by
+  for i = 15, #a do
+    local place = a[i] .. '/' .. model
+    if free_slots(place) > 0 and has_room(a[i], #work, node_bytes) and alive(a[i]) then
+      local how, b = gate(place)
+      if how ~= 'shut' then
+        put(a[i], model, ref, lease, owner, work, how, b)
+        return {'placed', a[i]}
+      elseif not shut then
+        shut, shut_by = a[i], b
+      end
     end
   end
-  local ahead = redis.call('ZCARD', QUEUE .. model)
-  if wait_s <= 0 or ahead >= per_model or redis.call('ZCARD', WAITING) >= total then
-    return {'full', ahead}
+  if shut and not any_untried(sound_nodes(model), tried) then
+    put(shut, model, ref, lease, owner, work, 'shut', shut_by)
+    return {'placed', shut}
   end
-  return {'waiting', enqueue(job, model, ref, lease, owner, tenant, priority, tried, now_ms() + wait_s * 1000, work)}
+  local ahead = redis.call('ZCARD', QUEUE .. model)
+  local bound
+  if wait_s <= 0 then bound = 'slots'
+  elseif ahead >= per_model then bound = 'model'
+  elseif redis.call('ZCARD', WAITING) >= total then bound = 'total'
+  elseif tonumber(redis.call('HGET', TENANTS, tenant) or '0') >= per_tenant then bound = 'tenant' end
+  if bound then return {'full', ahead, interval_of(model), bound} end
+  local rank = enqueue(job, model, ref, lease, owner, tenant, a[7], tried, now_ms() + wait_s * 1000, work)
+  return {'waiting', rank, interval_of(model)}
 end
 
--- node model ref node_bytes: give a slot back and hand it to whoever waits
+-- node model ref node_bytes verdict fingerprint and, with a verdict: faults window_ms open_ms longest_ms
+-- strikes_ms. Give a slot back, once, with what its end says of the place and of the request, and hand it to
+-- whoever waits. Answers whether it was held, how many were placed, and the request's strikes.
 function verbs.release(a)
   local node, model, place = a[1], a[2], a[1] .. '/' .. a[2]
+  local verdict, fingerprint, strikes = a[5], a[6], 0
   local entry = redis.call('HGET', SLOTS .. place, a[3])
   if entry then
     redis.call('HDEL', SLOTS .. place, a[3])
     local bytes = string.match(entry, '^%S+ %S* (%d+) ')
     if redis.call('HINCRBY', BYTES, node, -tonumber(bytes)) <= 0 then redis.call('HDEL', BYTES, node) end
     if redis.call('EXISTS', SLOTS .. place) == 0 then redis.call('SREM', PLACES, place) end
+    if verdict ~= '' then
+      judge(place, entry, verdict, tonumber(a[7]), tonumber(a[8]), tonumber(a[9]), tonumber(a[10]))
+      if fingerprint ~= '' then
+        if verdict == 'ok' then redis.call('HDEL', STRIKES, fingerprint)
+        else strikes = strike(fingerprint, tonumber(a[11])) end
+      end
+    end
   end
-  return {entry and 1 or 0, fill(node, model, tonumber(a[4]))}
+  return {entry and 1 or 0, fill(node, model, tonumber(a[4])), strikes}
 end
 
 -- job: stop waiting. 1 if it did wait
 function verbs.leave(a)
   local model = redis.call('HGET', WAIT .. a[1], 'model')
   if not model then return redis.call('ZREM', WAITING, a[1]) end
-  return forget_waiting(a[1], model)
+  return forget_waiting(a[1], model, true)
+end
+
+-- owner: its waiting jobs ("*": everybody's): job, ref, owner, ...
+function verbs.waiting(a)
+  local out = {}
+  for _, job in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
+    local w = redis.call('HMGET', WAIT .. job, 'ref', 'owner')
+    if w[1] and (a[1] == '*' or a[1] == w[2]) then
+      out[#out + 1] = job
+      out[#out + 1] = w[1]
+      out[#out + 1] = w[2]
+    end
+  end
+  return out
+end
+
+-- model...: drop what belongs to no waiting job and no slot, and count the bytes anew. How much was wrong
+function verbs.prune(a)
+  local wrong = 0
+  for _, job in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
+    if redis.call('EXISTS', WAIT .. job) == 0 then wrong = wrong + redis.call('ZREM', WAITING, job) end
+  end
+  for i = 1, #a do
+    for _, job in ipairs(redis.call('ZRANGE', QUEUE .. a[i], 0, -1)) do
+      if redis.call('HGET', WAIT .. job, 'model') ~= a[i] then
+        wrong = wrong + redis.call('ZREM', QUEUE .. a[i], job)
+      end
+    end
+    if redis.call('EXISTS', QUEUE .. a[i]) == 0 then wrong = wrong + redis.call('DEL', TURNS .. a[i]) end
+  end
+  local bytes = {}
+  for _, place in ipairs(redis.call('SMEMBERS', PLACES)) do
+    local entries = redis.call('HVALS', SLOTS .. place)
+    if #entries == 0 then wrong = wrong + redis.call('SREM', PLACES, place) end
+    local node = string.match(place, '^([^/]+)/')
+    for _, entry in ipairs(entries) do
+      bytes[node] = (bytes[node] or 0) + tonumber(string.match(entry, '^%S+ %S* (%d+) '))
+    end
+  end
+  for _, node in ipairs(redis.call('HKEYS', BYTES)) do bytes[node] = bytes[node] or 0 end
+  for node, sum in pairs(bytes) do
+    if tonumber(redis.call('HGET', BYTES, node) or '0') ~= sum then
+      wrong = wrong + 1
+      if sum > 0 then redis.call('HSET', BYTES, node, sum) else redis.call('HDEL', BYTES, node) end
+    end
+  end
+  return wrong
 end
 
 -- node_bytes place...: new capacity may have come
@@ -179,6 +302,39 @@ function verbs.loads(a)
   return out
 end
 
+-- Open breakers, as place, record, ms until it may be probed (0: now), ...; those that nobody has probed for
+-- long are forgotten.
+function verbs.breakers(a)
+  local now, out, all = now_ms(), {}, redis.call('HGETALL', BREAKERS)
+  for i = 1, #all, 2 do
+    local ends = tonumber(string.match(all[i + 1], '^%d+ (%d+)'))
+    if ends + REMEMBER_MS < now then
+      redis.call('HDEL', BREAKERS, all[i])
+    else
+      out[#out + 1] = all[i]
+      out[#out + 1] = all[i + 1]
+      out[#out + 1] = math.max(0, ends - now)
+    end
+  end
+  return out
+end
+
+-- What each process looks at again and again: loads, breakers, and strikes as fingerprint, count, ms left, ...
+function verbs.look(a)
+  local now, strikes, all = now_ms(), {}, redis.call('HGETALL', STRIKES)
+  for i = 1, #all, 2 do
+    local count, ends = string.match(all[i + 1], '^(%d+) (%d+)$')
+    if tonumber(ends) <= now then
+      redis.call('HDEL', STRIKES, all[i])
+    else
+      strikes[#strikes + 1] = all[i]
+      strikes[#strikes + 1] = tonumber(count)
+      strikes[#strikes + 1] = tonumber(ends) - now
+    end
+  end
+  return {verbs.loads(a), verbs.breakers(a), strikes}
+end
+
 -- model...: how many wait in all, and for each of these models
 function verbs.depths(a)
   local out = {redis.call('ZCARD', WAITING)}
@@ -186,10 +342,11 @@ function verbs.depths(a)
   return out
 end
 
--- job: its position in its queue, from 0; -1 if it does not wait
+-- job: its position in its queue, from 0 (-1 if it does not wait), and the drain interval (ms, or '')
 function verbs.position(a)
   local model = redis.call('HGET', WAIT .. a[1], 'model')
-  return model and redis.call('ZRANK', QUEUE .. model, a[1]) or -1
+  if not model then return {-1, ''} end
+  return {redis.call('ZRANK', QUEUE .. model, a[1]) or -1, interval_of(model)}
 end
 
 -- Jobs without a waiting process that have waited too long

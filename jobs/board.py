@@ -2,21 +2,29 @@
 
 A slot is an entry with the attempt's name, never a bare count, so it can be recounted. Raises
 `redis.RedisError` throughout; a step asked for twice (an answer was lost) changes nothing the second time.
+What an attempt's end says of its place, and of the request, is part of its release (see `jobs.breaker`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
 from gputorrent.redis import Pipe, Script
+from jobs import breaker
+from jobs.breaker import Breaker, Verdict
+from jobs.poison import Strikes
 from worker_agent.contract import Work, encode
 
-_SOURCE = Path(__file__).with_suffix(".lua").read_text(encoding="utf-8")
+_SOURCE = "".join(
+    Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("breaker.lua", "board.lua")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +35,44 @@ class Placed:
 @dataclass(frozen=True, slots=True)
 class Waiting:
     position: int  # jobs of the same model before it
+    interval: float | None = field(default=None, compare=False)
+    """Mean seconds between two that leave the queue; None while that is unknown."""
+
+
+class Bound(StrEnum):
+    """What keeps a job from waiting."""
+
+    SLOTS = "slots"  # it does not want to
+    MODEL = "model"
+    TOTAL = "total"
+    TENANT = "tenant"
 
 
 @dataclass(frozen=True, slots=True)
 class Full:
     waiting: int  # jobs that wait for the model
+    interval: float | None = field(default=None, compare=False)
+    bound: Bound = field(default=Bound.MODEL, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """True if the slot was held. `strikes`: engines the request has brought down, where that was asked."""
+
+    held: bool
+    strikes: int = 0
+
+    def __bool__(self) -> bool:
+        return self.held
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What each process needs to see again and again."""
+
+    loads: dict[str, int]  # attempts in flight for each ``node/model``
+    breakers: dict[str, Breaker]  # by ``node/model``, those that are not closed
+    strikes: dict[str, Strikes]  # by fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +86,15 @@ class Held:
     lease: bytes
     owner: str
     placed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """One attempt that waits for a slot. `owner` as in `Held`."""
+
+    job: str
+    attempt: int
+    owner: str
 
 
 class Board:
@@ -61,8 +111,13 @@ class Board:
         wait_seconds: float,
         tried: Iterable[str] = (),
     ) -> Placed | Waiting | Full:
-        """Take a slot on the first node of `order` that has one and deliver the work there; else wait."""
+        """Take a slot on the first node of `order` that has one and deliver the work there; else wait.
+
+        Asynchronous jobs may fill half of each bound only: their queue is the ledger, and callers who wait
+        must find room.
+        """
         packed = encode(work)
+        share = 1 if work.reply else 2
         answer = await self._script(
             "reserve",
             work.job,
@@ -74,8 +129,7 @@ class Board:
             priority,
             packed,
             wait_seconds,
-            settings.QUEUE_PER_MODEL,
-            settings.QUEUE_TOTAL,
+            *(-(-bound // share) for bound in _bounds()),
             settings.NODE_BYTES,
             f" {' '.join(tried)} ",
             *order,
@@ -83,16 +137,44 @@ class Board:
         kind = answer[0]
         if kind == b"placed":
             return Placed(answer[1].decode())
-        return Waiting(int(answer[1])) if kind == b"waiting" else Full(int(answer[1]))
+        if kind == b"waiting":
+            return Waiting(int(answer[1]), _seconds(answer[2]))
+        return Full(int(answer[1]), _seconds(answer[2]), Bound(answer[3].decode()))
 
-    async def release(self, node: str, model: str, job: str, attempt: int) -> bool:
-        """Give a slot back; whoever waits gets it in the same step. Returns whether it was held."""
-        answer = await self._script("release", node, model, f"{job}:{attempt}", settings.NODE_BYTES)
-        return bool(answer[0])
+    async def release(
+        self,
+        node: str,
+        model: str,
+        job: str,
+        attempt: int,
+        verdict: Verdict = Verdict.NOTHING,
+        fingerprint: str = "",
+    ) -> Released:
+        """Give a slot back; whoever waits gets it in the same step.
+
+        The verdict counts for the place's breaker. With a fingerprint, a fault is a strike on that request,
+        and a success clears its strikes.
+        """
+        limits = () if verdict in {Verdict.NOTHING, Verdict.OK} else _limits()
+        ref = f"{job}:{attempt}"
+        answer = await self._script(
+            "release", node, model, ref, settings.NODE_BYTES, verdict, fingerprint, *limits
+        )
+        return Released(bool(answer[0]), int(answer[2]))
 
     async def leave(self, job: str) -> bool:
         """Take a waiting job off the board. Returns whether it waited."""
         return bool(await self._script("leave", job))
+
+    async def waiting(self, owner: str = "*") -> list[Waits]:
+        """Attempts of one owner that wait; everybody's without one."""
+        flat: list[bytes] = await self._script("waiting", owner)
+        return [_waits(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+
+    async def prune(self, models: Sequence[str]) -> int:
+        """Drop what belongs to no waiting job of these models and to no slot, and count the bytes under way
+        anew. Returns how much was wrong."""
+        return int(await self._script("prune", *models))
 
     async def fill(self, places: Iterable[str]) -> int:
         """Offer places (``node/model``) that may have new capacity to those who wait."""
@@ -107,6 +189,23 @@ class Board:
         flat: list[Any] = await self._script("loads")
         return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 
+    async def breakers(self) -> list[Breaker]:
+        """Those that are not closed."""
+        return list(_breakers(await self._script("breakers")).values())
+
+    async def look(self) -> Look:
+        """Loads, breakers and strikes, in one step."""
+        loads, breakers, strikes = await self._script("look")
+        now = time.monotonic()
+        return Look(
+            {place.decode(): int(n) for place, n in zip(loads[::2], loads[1::2], strict=True)},
+            _breakers(breakers),
+            {
+                strikes[i].decode(): Strikes(int(strikes[i + 1]), now + strikes[i + 2] / 1000)
+                for i in range(0, len(strikes), 3)
+            },
+        )
+
     async def depths(self, models: Sequence[str]) -> tuple[int, dict[str, int]]:
         """How many jobs wait in all, and for each model."""
         total, *each = await self._script("depths", *models)
@@ -114,15 +213,52 @@ class Board:
 
     async def position(self, job: str) -> int | None:
         """Jobs before this one in its queue; None if it does not wait."""
-        at = int(await self._script("position", job))
-        return at if at >= 0 else None
+        waits = await self.estimate(job)
+        return waits[0] if waits else None
+
+    async def estimate(self, job: str) -> tuple[int, float | None] | None:
+        """Jobs before this one in its queue, and the seconds until it is placed at the rate at which the
+        queue drains (None while that is unknown); None if it does not wait. Others may still overtake it.
+        """
+        at, interval = await self._script("position", job)
+        each = _seconds(interval)
+        return (int(at), each and (int(at) + 1) * each) if at >= 0 else None
 
     async def overdue(self) -> list[str]:
         return [job.decode() for job in await self._script("overdue")]
 
 
+def _bounds() -> tuple[int, int, int]:
+    return settings.QUEUE_PER_MODEL, settings.QUEUE_TOTAL, settings.QUEUE_PER_KEY
+
+
+def _limits() -> tuple[int, ...]:
+    return (
+        settings.BREAKER_FAULTS,
+        int(settings.BREAKER_WINDOW_SECONDS * 1000),
+        int(settings.BREAKER_OPEN_SECONDS * 1000),
+        int(settings.BREAKER_LONGEST_SECONDS * 1000),
+        int(settings.HOLD_OFF_SECONDS * 1000),
+    )
+
+
+def _seconds(milliseconds: bytes) -> float | None:
+    return float(milliseconds) / 1000 if milliseconds else None
+
+
+def _breakers(flat: list[Any]) -> dict[str, Breaker]:
+    found = (
+        breaker.read(flat[i].decode(), flat[i + 1].decode(), flat[i + 2]) for i in range(0, len(flat), 3)
+    )
+    return {b.place: b for b in found}
+
+
+def _waits(job: bytes, ref: bytes, owner: bytes) -> Waits:
+    return Waits(job.decode(), int(ref.rpartition(b":")[2]), owner.decode())
+
+
 def _held(place: bytes, ref: bytes, entry: bytes) -> Held:
     node, _, model = place.decode().partition("/")
     job, _, attempt = ref.decode().partition(":")
-    lease, owner, _, placed_at = entry.decode().split(" ")
+    lease, owner, _, placed_at, *_ = entry.decode().split(" ")
     return Held(node, model, job, int(attempt), bytes.fromhex(lease), owner, int(placed_at))

@@ -11,7 +11,6 @@ import asyncio
 import logging
 
 import redis
-from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -114,13 +113,9 @@ def _end(job_id: str, error: JobError) -> bool:
         job = Job.objects.defer("request", "result").filter(pk=job_id).first()
         if job is None or job.state in TERMINAL:
             return False
-        now, said = timezone.now(), str(error)[:500]
-        with transaction.atomic():
-            columns = {"error_code": error.code, "error_message": said, "finished_at": now, "request": None}
-            if move(job, error.move, **columns):
-                open_attempts = job.attempts.filter(outcome="")
-                open_attempts.update(outcome=Outcome.CANCELLED, reason=said, finished_at=now)
-                return True
+        columns = {"error_code": error.code, "error_message": str(error)[:500], "request": None}
+        if move(job, error.move, outcome=Outcome.CANCELLED, finished_at=timezone.now(), **columns):
+            return True
     return False
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from jobs.breaker import Breaker
 from jobs.routing import Candidate
 from nodes.view import Snapshot
 
 
-def candidates(snapshot: Snapshot, in_flight: Mapping[str, int], model: str) -> list[Candidate]:
-    """`in_flight` counts attempts by ``node/model``."""
+def candidates(
+    snapshot: Snapshot, in_flight: Mapping[str, int], breakers: Mapping[str, Breaker], model: str
+) -> list[Candidate]:
+    """`in_flight` counts attempts by ``node/model``; `breakers` has those that are not closed."""
     leased = snapshot.leased
     return [
         Candidate(
@@ -20,11 +23,14 @@ def candidates(snapshot: Snapshot, in_flight: Mapping[str, int], model: str) -> 
             in_flight=in_flight.get(f"{node.id}/{model}", 0),
             kv_cache_usage=m.kv_cache_usage,
             ttft_ms=m.ttft_ms,
+            weight=m.weight,
+            weight_from=m.weight_from,
             max_model_len=m.max_model_len,
             fits=m.fits,
             need=m.need,
             memory_free=max(0, node.memory_budget - node.memory_used),
             reason=m.reason,
+            breaker=breakers[place].state if (place := f"{node.id}/{model}") in breakers else "",
         )
         for node, m in snapshot.by_model.get(model, ())
     ]

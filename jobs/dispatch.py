@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,10 @@ import redis
 from django.conf import settings
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import interactive, routing
-from jobs.board import Board, Full, Placed, Waiting
+from jobs import breaker, interactive, poison, routing
+from jobs.affinity import Affinity
+from jobs.board import Board, Full, Placed, Released, Waiting
+from jobs.breaker import Breaker
 from jobs.candidates import candidates
 from jobs.errors import (
     BrokerUnavailable,
@@ -27,23 +29,25 @@ from jobs.errors import (
     FirstTokenTimeout,
     JobError,
     ModelLoading,
-    ModelUnavailable,
-    NoSuchModel,
-    NoWorkers,
-    QueueFull,
     QueueTimeout,
     UpstreamFailed,
 )
 from jobs.interactive import InteractiveJob, Lost, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
+from jobs.poison import Strikes
 from jobs.recorder import Recorder
+from jobs.refusal import queue_full, refusal
+from jobs.spreading import Spreading
 from nodes.view import Snapshot
 from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
 
 log = logging.getLogger(__name__)
 
+STATE = "gputorrent.dispatcher"
+"""Where the process's dispatcher lies in the state that the server hands to each request."""
 _ASK_AGAIN_SECONDS = 3.0
+_APART_SECONDS = 0.2
 
 
 class Dispatcher:
@@ -57,8 +61,13 @@ class Dispatcher:
         self.mailbox = Mailbox(pipe, on_cancel=lambda job: self.cancel(job, Cancelled()))
         self.snapshot = Snapshot()
         self.recorder = Recorder()
+        self.affinity, self.spreading = Affinity(), Spreading()
         self.in_flight: dict[str, int] = {}
         """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
+        self.breakers: dict[str, Breaker] = {}
+        """By ``node/model``, those that were not closed at the last refresh."""
+        self.strikes: dict[str, Strikes] = {}
+        """By fingerprint, as of the last refresh, plus our own since."""
         self.jobs: dict[str, InteractiveJob] = {}
         self._load_asked: dict[tuple[str, str], float] = {}
         self._effects: set[asyncio.Task[Any]] = set()
@@ -99,6 +108,8 @@ class Dispatcher:
         with self._ending(job):
             while True:
                 event = await job.next()
+                if isinstance(event, Chunk | Done):
+                    self.affinity.remember(job.request.prefix, job.node)
                 if isinstance(event, Chunk):
                     return event
                 if isinstance(event, Done):
@@ -213,14 +224,14 @@ class Dispatcher:
     async def _place(self, job: InteractiveJob) -> None:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
+        self.check_held_off(request)
         tried = job.tried
-        offered = self.candidates(request.model)
-        decision = routing.choose(offered, job.visited)
+        decision = self.decide(request, job.visited)
         if isinstance(decision, routing.Refuse) and job.visited != tried:
-            decision = routing.choose(offered, tried)
+            decision = self.decide(request, tried)
         if isinstance(decision, routing.Refuse):
             last = job.current if job.tries else None
-            raise self.refusal(request.model, decision, (last.reason or last.outcome) if last else "")
+            raise refusal(request.model, decision, (last.reason or last.outcome) if last else "")
         job.claim()
         job.wait_limit = settings.QUEUE_SECONDS
         if isinstance(decision, routing.Load | routing.Wait):
@@ -243,6 +254,7 @@ class Dispatcher:
             total_seconds=settings.TOTAL_SECONDS,
         )
         order = decision.order if isinstance(decision, routing.Place) else ()
+        turn = self.spreading.take(request.model, order)
         reservation = asyncio.ensure_future(
             self.board.reserve(
                 work,
@@ -250,7 +262,7 @@ class Dispatcher:
                 tenant=request.tenant,
                 priority=request.priority,
                 wait_seconds=job.wait_limit,
-                tried=tried,
+                tried=tried | decision.barred,
             )
         )
         try:
@@ -263,14 +275,13 @@ class Dispatcher:
             log.warning("redis unavailable error=%s job=%s", type(e).__name__, job.id)
             job.attempt_over("not_placed", "the broker is unavailable")
             raise BrokerUnavailable("the queue is unavailable for the moment") from None
+        turn.settle(answer.node if isinstance(answer, Placed) else "")
         if isinstance(answer, Placed):
             job.why = next((str(s) for s in order if s.node == answer.node), "")
             self._placed(job, answer.node)
         elif isinstance(answer, Full):
             job.attempt_over("not_placed", "the queue is full")
-            if answer.waiting or settings.QUEUE_SECONDS:
-                raise QueueFull(f"{answer.waiting} requests wait for {request.model} already")
-            raise QueueFull(f"every slot for {request.model} is taken")
+            raise queue_full(request.model, answer)
         elif isinstance(answer, Waiting):
             job.why = "waited for a free slot" if order else "waited for the model to be loaded"
 
@@ -287,9 +298,22 @@ class Dispatcher:
                 self._placed(job, answer.node)
             self.stop_left(job)
 
+    def decide(self, request: Request, tried: Collection[str]) -> routing.Decision:
+        """Where a request should go, as things stand."""
+        hints = routing.Hints(
+            request.tokens_wanted,
+            self.spreading.turns(request.model),
+            self.affinity.node_for(request.prefix),
+        )
+        return routing.choose(self.candidates(request.model), tried, hints)
+
     def candidates(self, model: str) -> list[routing.Candidate]:
         """Every node that offers the model, as the snapshot shows it."""
-        return candidates(self.snapshot, self.in_flight, model)
+        return candidates(self.snapshot, self.in_flight, self.breakers, model)
+
+    def check_held_off(self, request: Request) -> None:
+        """Raises `HeldOff` for a request that has brought down several engines."""
+        poison.check(self.strikes, request.tenant, request.model, request.body, time.monotonic())
 
     def ask_to_load(self, node: str, model: str) -> None:
         """Tell a node to load a model, at most once in a few seconds however many wait for it."""
@@ -299,22 +323,9 @@ class Dispatcher:
             log.info("node=%s asked to load model=%s", node, model)
             self._effect(self.mailbox.tell(node, Load(model)))
 
-    def refusal(self, model: str, refuse: routing.Refuse, last: str = "") -> JobError:
-        """What a caller is told when no node can serve a model. `last` is how the last attempt ended."""
-        why, detail = refuse.why, refuse.detail
-        if why == routing.Why.UNKNOWN_MODEL:
-            return NoSuchModel(f"The model `{model}` does not exist: no node offers it.")
-        if why == routing.Why.ALL_TRIED:
-            return UpstreamFailed(f"no node could answer: {last}")
-        if why == routing.Why.NEVER_FITS:
-            return ModelUnavailable(f"`{model}` fits on no node: {detail}")
-        if why == routing.Why.LOAD_FAILED:
-            return ModelUnavailable(f"`{model}` could not be loaded: {detail}", retry_after=30.0)
-        return NoWorkers(f"no live node serves `{model}` at the moment")
-
     async def _attempt_failed(self, job: InteractiveJob, event: Failed | Lost) -> None:
         """Clear up after an attempt that failed before the first byte. Raises unless another may follow."""
-        self.settle(job)
+        settled = self.settle(job)
         outcome = event.outcome
         if outcome == interactive.QUEUE_TIMEOUT:
             raise QueueTimeout(event.message)
@@ -329,27 +340,47 @@ class Dispatcher:
         log.info("job=%s attempt=%d node=%s outcome=%s: trying again", job.id, job.attempt, job.node, outcome)
         if outcome == Outcome.MODEL_NOT_READY:
             await asyncio.sleep(2 * settings.SNAPSHOT_SECONDS)  # until the snapshot knows, too
+        if outcome == Outcome.ENGINE_DIED:
+            # Whatever was on that engine comes back now: not all at once, so that one request which kills
+            # engines does not take the same company along to the next. And it may have had its strikes.
+            if settled:
+                await asyncio.shield(settled)
+            await asyncio.sleep(random.uniform(0, _APART_SECONDS))  # noqa: S311 - jitter
         like = sum(1 for t in job.tries if t.outcome == outcome)
         if like > 1:
             await asyncio.sleep(random.uniform(0.5, 1.0) * 0.1 * 2**like)  # noqa: S311 - jitter
 
-    def settle(self, job: InteractiveJob) -> None:
+    def settle(self, job: InteractiveJob) -> asyncio.Task[None] | None:
         """Give back the slot of an attempt that is over, once; if its node may still be at it, say stop.
 
         The watch asks too: a caller who reads slowly hears of the end late, and holds no slot till then.
+        Returns the task that gives the slot back, if there is one to give.
         """
         if job.settled == job.attempt:
-            return
+            return None
         job.settled = job.attempt
-        node, model = job.node, job.request.model
+        node = job.node
         if node and job.current.given_up:
             self._effect(self.mailbox.cancel(node, job.id, job.attempt))
         if not node:
             self._effect(self.board.leave(job.id))
-            return
-        place = f"{node}/{model}"
+            return None
+        place = f"{node}/{job.request.model}"
         self.in_flight[place] = max(0, self.in_flight.get(place, 0) - 1)
-        self._effect(self.board.release(node, model, job.id, job.attempt))
+        return self._effect(self._release(job.request, node, job.id, job.attempt, job.current.outcome))
+
+    async def _release(self, request: Request, node: str, job: str, attempt: int, outcome: str) -> None:
+        """Give a slot back with what the outcome says of the place, and of the request."""
+        suspect = ""
+        if outcome == Outcome.ENGINE_DIED or (self.strikes and outcome == "done"):
+            suspect = poison.fingerprint(request.tenant, request.model, request.body)
+            if outcome == "done" and self.strikes.pop(suspect, None) is None:
+                suspect = ""
+        verdict = breaker.verdict(outcome)
+        released: Released = await self.board.release(node, request.model, job, attempt, verdict, suspect)
+        if released.strikes:
+            until = time.monotonic() + settings.HOLD_OFF_SECONDS
+            self.strikes[suspect] = Strikes(released.strikes, until)
 
     # -- ending --------------------------------------------------------------------------------------
 
@@ -374,11 +405,12 @@ class Dispatcher:
         self.mailbox.forget(job.id)
         self.jobs.pop(job.id, None)
 
-    def _effect(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
+    def _effect(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> asyncio.Task[None]:
         """Do something whose answer nobody waits for. A failure is healed by the watch's recount."""
         task = asyncio.ensure_future(self._quietly(effect))
         self._effects.add(task)
         task.add_done_callback(self._effects.discard)
+        return task
 
     @staticmethod
     async def _quietly(effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:

@@ -5,6 +5,7 @@ JobError
 +-- NoWorkers          somebody did, but no live node does now
 +-- ModelUnavailable   it fits on no node, or cannot be loaded
 +-- ModelLoading       it was not loaded in time
++-- HeldOff            the request has brought down several engines
 +-- QueueFull          too many wait already
 +-- QueueTimeout       waited too long
 +-- FirstTokenTimeout  placed, but no answer began in time
@@ -49,6 +50,10 @@ class ModelLoading(JobError):
     code = "model_loading"
     move = Move.EXPIRE
     retry_after = 30.0
+
+
+class HeldOff(JobError):
+    code = "request_held_off"
 
 
 class QueueFull(JobError):

@@ -15,6 +15,7 @@ from jobs import lifecycle
 from jobs.errors import JobError
 from jobs.lifecycle import Move
 from jobs.models import TERMINAL, Attempt, Job, JobState
+from jobs.prompt import NO_PREFIX, Prefix
 from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply
 
 NODE_LOST: Final = "node_lost"
@@ -59,6 +60,8 @@ class Request:
     hide_usage: bool = False
     key: int | None = None  # primary key of the ApiKey
     priority: int = 0
+    tokens_wanted: int = 0  # of context, at least; 0 while unknown
+    prefix: Prefix = NO_PREFIX  # by which beginnings the prompt may be known again
 
     @property
     def tenant(self) -> str:
@@ -89,7 +92,7 @@ class InteractiveJob:
     id: str
     request: Request
     buffer_bytes: int
-    web: str = ""
+    web: str = ""  # the process that answers
     state: JobState = JobState.PENDING
     version: int = 1
     created_at: float = field(default_factory=time.time)
@@ -152,7 +155,7 @@ class InteractiveJob:
     def tried(self) -> set[str]:
         """Nodes where an attempt has failed. What the wire lost says nothing against its node, nor does work
         that came just as its model was unloaded."""
-        return {t.node for t in self.tries if t.node and t.outcome not in _NO_FAULT}
+        return {t.node for t in self.tries if t.node and t.outcome not in NO_FAULT}
 
     @property
     def visited(self) -> set[str]:
@@ -281,6 +284,7 @@ class InteractiveJob:
             path=self.request.path,
             model=self.request.model,
             stream=self.request.stream,
+            priority=self.request.priority,
             key_id=self.request.key,
             node_id=placed.node if placed else None,
             web=self.web,
@@ -321,7 +325,7 @@ def _moment(seconds: float) -> datetime.datetime | None:
     return _at(seconds) if seconds else None
 
 
-_NO_FAULT: Final = frozenset({WIRE_LOST, Outcome.MODEL_NOT_READY})
+NO_FAULT: Final = frozenset({WIRE_LOST, Outcome.MODEL_NOT_READY})
 
 RETRYABLE: Final = frozenset(
     {
@@ -336,4 +340,5 @@ RETRYABLE: Final = frozenset(
     }
 )
 """Outcomes after which another attempt may help, while the caller has had nothing. Time-outs are not among
-them: the caller has waited that long already."""
+them: the caller has waited that long already, what took so long here (a long prompt) would elsewhere too, and
+an engine that hangs is found and killed by its agent long before, which is `ENGINE_DIED`."""

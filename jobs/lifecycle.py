@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
+from django.utils import timezone
 
 from jobs.models import TERMINAL, Attempt, Job, JobState
 
@@ -49,19 +50,26 @@ def after(state: JobState, how: Move) -> JobState | None:
     return to if state in froms else None
 
 
-def move(job: Job, how: Move, **columns: Any) -> bool:
+def move(job: Job, how: Move, *, outcome: str = "", **columns: Any) -> bool:
     """Move a job in the ledger if it is still as it was read (state and attempt). Returns whether it was.
 
     The attempt number is part of the condition, so that a late word from a lost node changes nothing.
+    Attempts that are still open when their job ends (nobody heard of them again) end with it: as `outcome`
+    says, else as the job did.
     """
     to = after(JobState(job.state), how)
     if to is None:
         return False
-    changed = Job.objects.filter(
-        pk=job.pk, state=job.state, attempt_count=job.attempt_count, version=job.version
-    ).update(state=to, version=job.version + 1, **columns)
-    if not changed:
-        return False
+    with transaction.atomic():
+        changed = Job.objects.filter(
+            pk=job.pk, state=job.state, attempt_count=job.attempt_count, version=job.version
+        ).update(state=to, version=job.version + 1, **columns)
+        if not changed:
+            return False
+        if to in TERMINAL:
+            ended = outcome or columns.get("error_code") or to.value
+            reason = columns.get("error_message", "")
+            job.attempts.filter(outcome="").update(outcome=ended, reason=reason, finished_at=timezone.now())
     job.state, job.version = to, job.version + 1
     for name, value in columns.items():
         setattr(job, name, value)
@@ -70,11 +78,12 @@ def move(job: Job, how: Move, **columns: Any) -> bool:
 
 def write_behind(jobs: Sequence[Job], attempts: Sequence[Attempt], using: str = DEFAULT_DB_ALIAS) -> None:
     """Write a batch of rows from memory: insert what is new, and update what is there only if it is older
-    (by `version`) and not terminal. One statement for each table; all or nothing.
+    (by `version`) and not terminal; an attempt that has its outcome keeps it. One statement for each table;
+    all or nothing.
     """
     with transaction.atomic(using=using):
         _upsert(jobs, ("id",), _job_is_older(using), using)
-        _upsert(attempts, ("job_id", "number"), "", using)
+        _upsert(attempts, ("job_id", "number"), _attempt_is_open(using), using)
 
 
 def _job_is_older(using: str) -> str:
@@ -84,6 +93,11 @@ def _job_is_older(using: str) -> str:
         f" WHERE {table}.{quote('version')} < excluded.{quote('version')}"
         f" AND {table}.{quote('state')} NOT IN ({terminal})"
     )
+
+
+def _attempt_is_open(using: str) -> str:
+    quote = connections[using].ops.quote_name
+    return f" WHERE {quote(Attempt._meta.db_table)}.{quote('outcome')} = ''"
 
 
 def _upsert(rows: Sequence[models.Model], unique: tuple[str, ...], condition: str, using: str) -> None:

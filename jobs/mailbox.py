@@ -153,7 +153,7 @@ class Mailbox:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
                 continue
-            for entry, fields in _entries(answer):
+            for entry, fields in entries_of(answer):
                 cursor = entry.decode()
                 read.append(entry)
                 try:
@@ -226,7 +226,7 @@ def _proof(web: str, job: str) -> str:
     return credentials.digest(f"cancel {job} at {web}")
 
 
-def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+def entries_of(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """The entries of an XREAD of one stream, whichever protocol version the client speaks."""
     if not answer:
         return []

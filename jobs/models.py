@@ -28,6 +28,7 @@ class Job(models.Model):
     model = models.CharField(max_length=200)
     stream = models.BooleanField(default=False)
     asynchronous = models.BooleanField(default=False)
+    priority = models.SmallIntegerField(default=0)
     # No database constraint on what is written behind: a key or a node deleted meanwhile must not cost a
     # whole batch of records.
     key = models.ForeignKey(

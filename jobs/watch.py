@@ -16,9 +16,11 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections
 
 from gputorrent import background
-from jobs import interactive, routing
+from jobs import breaker, interactive, routing
 from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Lost
+from jobs.recount import Recount
+from jobs.refusal import refusal
 from nodes import registry
 from worker_agent.contract import Outcome
 
@@ -28,7 +30,10 @@ _STEP_SECONDS = 0.25
 _PAUSED_SECONDS = 2.0
 _ABANDONED_SECONDS = 5.0
 _RECOUNT_SECONDS = 5.0
-_RECOUNT_GRACE_SECONDS = 15.0
+
+
+_Decisions = dict[tuple[str, frozenset[str], int], routing.Decision]
+"""What routing says for a model and the nodes tried, within one look: thousands may wait for the same."""
 
 
 class Watch:
@@ -40,8 +45,8 @@ class Watch:
         self._trust_leases_from = 0.0
         self._missing: dict[str, int] = {}
         self._emptied = False
-        self.healed = 0
-        """Slots found on the board that no live job of ours holds, since start."""
+        self._away = False
+        self._recount = Recount(dispatcher)
 
     async def start(self) -> None:
         await self.refresh()
@@ -83,22 +88,35 @@ class Watch:
 
     async def refresh(self) -> None:
         """Fetch the snapshot and the loads; offer new capacity to those who wait."""
-        d = self._dispatcher
-        changed, loads = await asyncio.gather(d.snapshot.refresh(d.pipe), d.board.loads())
-        d.in_flight = loads
+        d, asked = self._dispatcher, time.monotonic()
+        try:
+            changed, seen, _ = await asyncio.gather(
+                d.snapshot.refresh(d.pipe), d.board.look(), d.affinity.exchange(d.pipe, d.mailbox.web)
+            )
+        except redis.RedisError:
+            self._away = True
+            raise
+        now = time.monotonic()
+        if self._away or now - asked > settings.LEASE_SECONDS - settings.LEASE_REFRESH_SECONDS:
+            # Leases ran out while Redis did not answer, and agents need a moment to renew theirs.
+            self._away = False
+            self._trust_leases_from = max(self._trust_leases_from, now + 2 * settings.LEASE_SECONDS)
+        for line in breaker.changes(d.breakers, seen.breakers):
+            log.warning(line)
+        d.in_flight, d.breakers, d.strikes = seen.loads, seen.breakers, seen.strikes
         emptied_before, self._emptied = self._emptied, d.snapshot.redis_was_emptied
         if self._emptied:
             if not emptied_before:
                 await self._start_over()
             await self._heal()
             changed |= await d.snapshot.refresh(d.pipe)
+        # No release tells that a breaker's time is over, or that its place has become the last.
+        places = set(d.breakers)
         if changed:
-            await d.board.fill(
-                f"{node.id}/{model.name}"
-                for node in d.snapshot.nodes.values()
-                if node.takes_work
-                for model in node.models
-            )
+            online = (node for node in d.snapshot.nodes.values() if node.takes_work)
+            places |= {f"{node.id}/{model.name}" for node in online for model in node.models}
+        if places:
+            await d.board.fill(places)
 
     async def _start_over(self) -> None:
         """Redis came back empty: each process sees to its own jobs, once."""
@@ -132,10 +150,11 @@ class Watch:
         # taken for a death.
         self._missing = {n: self._missing.get(n, 0) + 1 for n in nodes if n not in leased} if leases else {}
         dead = {n for n, times in self._missing.items() if times >= 3}
+        decisions: _Decisions = {}
         for job in list(self._dispatcher.jobs.values()):
-            self._look_at(job, now, dead)
+            self._look_at(job, now, dead, decisions)
 
-    def _look_at(self, job: InteractiveJob, now: float, dead: set[str]) -> None:
+    def _look_at(self, job: InteractiveJob, now: float, dead: set[str], decisions: _Decisions) -> None:
         if job.left_at:
             self._dispatcher.stop_left(job)
             if job.current.outcome or now - job.left_at > _ABANDONED_SECONDS or job.node in dead:
@@ -145,7 +164,7 @@ class Watch:
         elif job.current.outcome:  # between two attempts, or its end is on the way to the caller
             self._dispatcher.settle(job)
         elif not job.node:
-            self._look_at_waiting(job, now)
+            self._look_at_waiting(job, now, decisions)
         elif job.node in dead:
             job.give_up(Lost(interactive.NODE_LOST, "the node has gone silent"))
         elif self._cut_off(job, now):
@@ -162,9 +181,13 @@ class Watch:
         elif job.first_byte_at and now - job.heard_at > settings.STALL_SECONDS + 1:
             job.give_up(Lost(Outcome.STALLED, "the answer stopped coming"))
 
-    def _look_at_waiting(self, job: InteractiveJob, now: float) -> None:
+    def _look_at_waiting(self, job: InteractiveJob, now: float, decisions: _Decisions) -> None:
         d, model, waited = self._dispatcher, job.request.model, now - job.waiting_since
-        decision = routing.choose(d.candidates(model), job.tried)
+        # What thousands wait for alike is decided once; contexts are alike to within a thousand tokens.
+        alike = (model, frozenset(job.tried), job.request.tokens_wanted // 1024)
+        if alike not in decisions:
+            decisions[alike] = d.decide(job.request, job.tried)
+        decision = decisions[alike]
         if isinstance(decision, routing.Load):
             d.ask_to_load(decision.node, model)
         loading = isinstance(decision, routing.Load | routing.Wait)
@@ -177,7 +200,7 @@ class Watch:
                 d.stop_waiting(job, Lost(interactive.QUEUE_TIMEOUT, message))
         elif isinstance(decision, routing.Refuse) and waited > settings.LEASE_SECONDS:
             # Not at once: a node that restarts is away for a moment.
-            error = d.refusal(model, decision)
+            error = refusal(model, decision)
             d.stop_waiting(job, Lost(interactive.UNSERVABLE, str(error), error))
 
     def _cut_off(self, job: InteractiveJob, now: float) -> bool:
@@ -197,21 +220,13 @@ class Watch:
     # -- slots ---------------------------------------------------------------------------------------
 
     async def recount(self) -> None:
-        """Give back slots that the board holds for us and we know nothing of, and those of processes that
-        are gone; their nodes are told to stop."""
-        d = self._dispatcher
-        held = await d.board.held()
-        owners = {h.owner for h in held if h.owner and h.owner != d.mailbox.web}
-        gone = {o for o in owners if not await d.pipe.send("EXISTS", f"gt:web:{o}")}
-        now_ms = time.time() * 1000
-        for h in held:
-            job = d.jobs.get(h.job)
-            ours = h.owner == d.mailbox.web and not (job and job.attempt == h.attempt)
-            if (ours and now_ms - h.placed_at_ms > _RECOUNT_GRACE_SECONDS * 1000) or h.owner in gone:
-                self.healed += 1
-                log.warning("slot given back job=%s attempt=%d node=%s", h.job, h.attempt, h.node)
-                await d.mailbox.cancel(h.node, h.job, h.attempt)
-                await d.board.release(h.node, h.model, h.job, h.attempt)
+        """Compare our jobs with the board and the agents' lists (see `jobs.recount`)."""
+        await self._recount.run()
+
+    @property
+    def healed(self) -> int:
+        """Slots found on the board that no live job holds, since start."""
+        return self._recount.healed
 
 
 def _rebuild() -> None:

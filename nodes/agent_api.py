@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, TypeVar
 
 import msgspec
@@ -11,7 +12,8 @@ from django.http import HttpResponse
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from nodes import registry
+from gputorrent.redis import blocking
+from nodes import listing, registry
 from worker_agent.contract import MAX_NODE_BODY_BYTES, Goodbye, Heartbeat, Refused, Register
 
 log = logging.getLogger(__name__)
@@ -66,8 +68,12 @@ class HeartbeatView(AgentView):
     """``POST /nodes/heartbeat``."""
 
     def post(self, request: Request) -> HttpResponse:
+        arrived = time.monotonic()
         node = registry.authenticate(request.headers.get("Authorization", ""))
-        return _answer(200, registry.beat(node, self.message(request, Heartbeat), reached_as(request)))
+        beat = self.message(request, Heartbeat)
+        answer = registry.beat(node, beat, reached_as(request))
+        listing.take(blocking(), node.pk, beat, arrived)
+        return _answer(200, answer)
 
 
 class GoodbyeView(AgentView):

@@ -102,6 +102,7 @@ class NodeModel(models.Model):
     kv_cache_usage = models.FloatField(default=0)
     tokens_per_s = models.FloatField(default=0)
     ttft_ms = models.FloatField(default=0)
+    stream_tokens_per_s = models.FloatField(default=0, help_text="decode speed of one request; 0: unknown")
     vram_used = models.BigIntegerField(default=0)
     need = models.BigIntegerField(default=0, help_text="memory it takes when loaded; 0 while unknown")
     need_measured = models.BooleanField(default=False, help_text="seen after a load, not estimated")

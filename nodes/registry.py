@@ -253,6 +253,7 @@ _MODEL_COLUMNS = [
     "kv_cache_usage",
     "tokens_per_s",
     "ttft_ms",
+    "stream_tokens_per_s",
     "vram_used",
     "need",
     "need_measured",
@@ -366,7 +367,7 @@ def goodbye(node: Node, message: Goodbye) -> None:
 
 def publish(node: Node) -> None:
     """Make the ledger's word on a node what routing sees."""
-    view.publish(blocking(), [view.of(Node.objects.prefetch_related("models").get(pk=node.pk))])
+    view.publish(blocking(), [view.of(Node.objects.prefetch_related("models", "gpus").get(pk=node.pk))])
 
 
 def mark_unhealthy() -> int:
@@ -390,9 +391,9 @@ def mark_unhealthy() -> int:
 def heal() -> None:
     """Rebuild what Redis should hold, from the ledger, after it came back empty. Safe to run at any time."""
     client = blocking()
-    nodes = Node.objects.exclude(state=NodeState.REVOKED).prefetch_related("models")
+    nodes = Node.objects.exclude(state=NodeState.REVOKED).prefetch_related("models", "gpus")
     for node in nodes:
         if node.redis_password_sha256 and not acl.exists(client, node.pk) and node.state != NodeState.GONE:
             acl.restore(client, node.pk, node.redis_password_sha256)
     view.publish(client, [view.of(node) for node in nodes])
-    client.set(view.ALIVE, "1")
+    view.mark_filled(client)

@@ -4,7 +4,8 @@ Keys (the coordinator's alone):
     gt:nodes          hash: node id -> NodeView in MessagePack
     gt:nodes:slots    hash: "<node>/<model>" -> requests at once; only places that take work now
     gt:nodes:version  a random word, new with every change: readers fetch the hash only when it differs
-    gt:alive          exists while Redis holds our state; its absence says that Redis came back empty
+    gt:alive          since when Redis holds our state (its own clock, seconds); its absence says that Redis
+                      came back empty
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from django.conf import settings
 from msgspec import Struct
 
 from gputorrent.redis import Pipe
+from nodes import capability
+from nodes.capability import Weight
 from nodes.models import Node, NodeState
 from worker_agent.contract import ModelState, lease_key
 
@@ -40,6 +43,9 @@ class ModelView(Struct, frozen=True, array_like=True):
     fits: bool
     need: int
     reason: str
+    weight: float = 1.0  # of the node for this model: see `nodes.capability`
+    weight_from: str = ""
+    stream_tokens_per_s: float = 0.0
 
 
 class NodeView(Struct, frozen=True, array_like=True):
@@ -62,7 +68,8 @@ _decode = msgspec.msgpack.Decoder(NodeView).decode
 
 
 def of(node: Node) -> NodeView:
-    """Read a node from the ledger. One query, none when `models` are prefetched."""
+    """Read a node from the ledger. Two queries, none when `models` and `gpus` are prefetched."""
+    weight = capability.weigh([(g.name, g.vram_total) for g in node.gpus.all()], node.labels)
     return NodeView(
         id=node.pk,
         name=node.name,
@@ -79,6 +86,9 @@ def of(node: Node) -> NodeView:
                 m.fits,
                 m.need,
                 m.reason,
+                weight.value,
+                weight.source,
+                m.stream_tokens_per_s,
             )
             for m in node.models.all()
         ],
@@ -110,6 +120,12 @@ def publish(client: redis.Redis, views: Sequence[NodeView]) -> None:
                 pipe.hset(NODES, view.id, _encode(view))
         pipe.set(VERSION, secrets.token_hex(8))
         pipe.execute()
+
+
+def mark_filled(client: redis.Redis) -> None:
+    """Redis holds our state from now on. What has only just come back may lack the signs of life of those who
+    live, so absences count only when this is some time ago (`jobs.owners`). Raises `redis.RedisError`."""
+    client.set(ALIVE, client.time()[0])
 
 
 class Snapshot:
@@ -165,4 +181,13 @@ class Snapshot:
         for view in views:
             for model in view.models:
                 by_model.setdefault(model.name, []).append((view, model))
-        self.by_model = by_model
+        self.by_model = {name: _corrected(offers) for name, offers in by_model.items()}
+
+
+def _corrected(offers: list[tuple[NodeView, ModelView]]) -> list[tuple[NodeView, ModelView]]:
+    """The same with weights that know how fast the others are with this model."""
+    told = ((Weight(m.weight, m.weight_from), m.stream_tokens_per_s) for _, m in offers)
+    return [
+        (node, msgspec.structs.replace(m, weight=weight.value, weight_from=weight.source))
+        for (node, m), weight in zip(offers, capability.corrected(told), strict=True)
+    ]

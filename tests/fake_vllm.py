@@ -48,6 +48,7 @@ def knobs() -> argparse.ArgumentParser:
     knob("--first-seconds", float, 0.0, "time before a request's first token")
     knob("--memory-mb", int, 0, "memory to hold")
     knob("--die-after-tokens", int, 0, "exit hard once this process has made so many (the warm-up's counts)")
+    knob("--die-on-word", str, "", "exit hard at the first token of an answer to a prompt with this word")
     knob("--hang-after-tokens", int, 0, "make no more once this process has made so many; health stays 200")
     knob("--fail-load", str, "", "print this as the reason and exit instead of serving")
     knob("--error-status", int, 0, "answer every completion with this status")
@@ -291,6 +292,8 @@ class Engine:
             if args.hang_after_tokens and self.tokens >= args.hang_after_tokens:
                 return stepped
             if args.die_after_tokens and self.tokens >= args.die_after_tokens:
+                os._exit(9)
+            if args.die_on_word and args.die_on_word in request.words:
                 os._exit(9)
             if request.gone:
                 request.made += 1

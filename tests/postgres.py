@@ -96,10 +96,13 @@ def _wheel() -> Path:
 class Server:
     """One running server. `url` is for DATABASE_URL."""
 
-    def __init__(self, folder: Path, binaries: Path, account: tuple[int, int] | None) -> None:
+    def __init__(
+        self, folder: Path, binaries: Path, account: tuple[int, int] | None, **parameters: str
+    ) -> None:
         self.folder = folder
         self.binaries = binaries
         self.account = account
+        self.parameters = parameters
         self.port = 0
         self.password = secrets.token_hex(16)
         self.child: Child | None = None
@@ -148,6 +151,7 @@ class Server:
             "full_page_writes": "off",
             "max_connections": "200",
             "shared_buffers": "64MB",
+            **self.parameters,
         }
         command = [str(self.binaries / "postgres"), "-D", str(data)]
         for name, value in settings.items():
@@ -178,6 +182,11 @@ class Server:
             return False
         raise NoPostgres(f"PostgreSQL {self.child.ending()}: {said.strip()}")
 
+    def start_again(self) -> None:
+        """After `stop`: the same data on the same port. Raises NoPostgres."""
+        if not self._try(self.folder / "data"):
+            raise NoPostgres(f"port {self.port} has been taken meanwhile")
+
     def stop(self) -> None:
         if self.child is not None:
             self.child.stop()
@@ -192,8 +201,8 @@ def new_database(url: str) -> str:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """A server for as long as the block lasts. Raises NoPostgres."""
+def running(**parameters: str) -> Iterator[Server]:
+    """A server, with these parameters of its own, for as long as the block lasts. Raises NoPostgres."""
     binaries = find_binaries()
     # In /tmp, not wherever TMPDIR points: the path of a Unix socket has room for 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="gputorrent-pg-", dir="/tmp"))
@@ -204,7 +213,7 @@ def running() -> Iterator[Server]:
             nobody = pwd.getpwnam("nobody")
             account = (nobody.pw_uid, nobody.pw_gid)
             binaries = _within_reach(binaries, account, folder)
-        server = Server(folder, binaries, account)
+        server = Server(folder, binaries, account, **parameters)
         server.start()
         yield server
     finally:

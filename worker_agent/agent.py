@@ -153,7 +153,8 @@ class Agent:
             ram_free=hardware.ram_free(),
             disk_free=hardware.disk_free(self.settings.state_dir),
             cpu_usage=hardware.cpu_usage(),
-            attempts=self.attempts.keys(),
+            # A result that is not delivered is work we have: it must not be given to another.
+            attempts=list({*self.attempts.keys(), *self.reports.keys()}),
             memory_budget=self._gauge.budget,
             memory_used=self.engines.memory_used,
             draining_reason=", ".join(self._drains.values()),

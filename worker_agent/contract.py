@@ -160,6 +160,7 @@ class ModelReport(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     kv_cache_usage: Ratio = 0.0
     tokens_per_s: Rate = 0.0  # generated, since the last beat
     ttft_ms: Rate = 0.0  # mean time to first token since the last beat; 0 if there was none
+    stream_tokens_per_s: Rate = 0.0  # decode speed of one request in the batch; 0 until enough was seen
     vram_used: Bytes = 0
     need: Bytes = 0  # memory it takes when loaded; 0 while unknown
     need_measured: bool = False  # seen after a load, not estimated before one

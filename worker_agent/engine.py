@@ -87,6 +87,7 @@ class Engine(EngineState):
         self._figures = self.pulse.meter.read()
         if self.phase is Phase.UP and (load := await self._look()) is not None:
             self._load = load  # else the figures stay those of the last beat; its death is noticed elsewhere
+            self._pace.see(load)
 
     async def _look(self) -> EngineLoad | None:
         return None if self.client is None else await load_of(self.client)

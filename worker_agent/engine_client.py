@@ -223,8 +223,14 @@ class Exchange(contextlib.AbstractAsyncContextManager[Answer]):
         self._connection: _Connection | None = None
 
     async def __aenter__(self) -> Answer:
+        lost = False
         while True:
-            self._connection, used = await self._client.take()
+            try:
+                self._connection, used = await self._client.take()
+            except EngineUnreachable as error:
+                if lost:  # it ended with our request on a kept connection, and nothing listens there any more
+                    raise EngineDied("the engine died without an answer") from error
+                raise
             try:
                 self._connection.send(self._request)
                 while not self._connection.status:
@@ -239,6 +245,7 @@ class Exchange(contextlib.AbstractAsyncContextManager[Answer]):
             broken = self._connection.broken
             self._leave()
             # A kept connection may have been closed by the engine just as we wrote: not an answer. Again.
+            lost = True
             if not used:
                 raise EngineDied(broken or "the engine closed the connection without an answer")
 

@@ -8,7 +8,7 @@ from worker_agent import memory
 from worker_agent.contract import ModelReport, ModelState
 from worker_agent.gauge import Gauge
 from worker_agent.launch import ModelChoice
-from worker_agent.meter import EngineLoad
+from worker_agent.meter import EngineLoad, Pace
 from worker_agent.plan import Phase, Standing, Wish
 from worker_agent.remembered import Remembered, key_of
 from worker_agent.serving import Pulse
@@ -39,7 +39,7 @@ class EngineState:
         self.pulse = Pulse()
         self._downloading = False
         self._figures = (0.0, 0.0)
-        self._load = EngineLoad()
+        self._load, self._pace = EngineLoad(), Pace()
         arguments = [*settings.engine_args, str(settings.max_model_len), str(settings.slots)]
         self._key = key_of(choice.name, choice.source, arguments)
         self._told_need = dict(settings.needs).get(choice.name, 0)
@@ -115,6 +115,7 @@ class EngineState:
             kv_cache_usage=load.kv_cache_usage,
             tokens_per_s=rate,
             ttft_ms=first_ms,
+            stream_tokens_per_s=self._pace.tokens_per_s,
             vram_used=self.standing.held,
             need=self.need,
             need_measured=bool(lesson.need) and not self._told_need,

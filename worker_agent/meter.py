@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+_DECODED = "vllm:inter_token_latency_seconds_count"
+_DECODE_SECONDS = "vllm:inter_token_latency_seconds_sum"
 _STEPS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:iteration_tokens_total_count")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
     """The engine's own view of its batch; `kv_cache_usage` from 0 to 1. `steps` grows whenever it does
-    something, whoever it is for."""
+    something, whoever it is for. `decoded` tokens took `decode_seconds` since its start, both summed over
+    requests, each from its second token on."""
 
     running: int = 0
     waiting: int = 0
     kv_cache_usage: float = 0.0
     steps: float = 0.0
+    decoded: float = 0.0
+    decode_seconds: float = 0.0
 
 
 def parse_metrics(text: str) -> EngineLoad:
     """Read vLLM's Prometheus text. Engine ranks are summed; of the cache shares the largest counts."""
-    sums = {"vllm:num_requests_running": 0.0, "vllm:num_requests_waiting": 0.0}
+    sums = dict.fromkeys(
+        ("vllm:num_requests_running", "vllm:num_requests_waiting", _DECODED, _DECODE_SECONDS), 0.0
+    )
     cache = steps = 0.0
     for line in text.splitlines():
         if not line.startswith("vllm:"):
@@ -37,8 +44,37 @@ def parse_metrics(text: str) -> EngineLoad:
             cache = max(cache, value)
         elif name in _STEPS:
             steps += value
-    running, waiting = (max(0, int(value)) for value in sums.values())
-    return EngineLoad(running, waiting, min(1.0, max(0.0, cache)), steps)
+    running, waiting, decoded, decode_seconds = (max(0.0, value) for value in sums.values())
+    return EngineLoad(int(running), int(waiting), min(1.0, max(0.0, cache)), steps, decoded, decode_seconds)
+
+
+class Pace:
+    """The decode speed of one request: the best of recent beats, for a batch that is full slows each request
+    down and says nothing of the GPU. A better one counts at once; an old one fades by a hundredth with each
+    beat that has a new one."""
+
+    MIN_TOKENS = 512
+
+    def __init__(self) -> None:
+        self._before = EngineLoad()
+        self._seen = self._best = 0.0
+
+    def see(self, load: EngineLoad) -> None:
+        """Take the engine's counts at a beat. Beats with few tokens are left to gather."""
+        if load.decoded < self._before.decoded:  # it was started anew
+            self._before = EngineLoad()
+        tokens = load.decoded - self._before.decoded
+        seconds = load.decode_seconds - self._before.decode_seconds
+        if tokens < 32 or seconds <= 0:
+            return
+        self._before = load
+        self._seen += tokens
+        self._best = max(self._best * 0.99, tokens / seconds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """0 until enough tokens were seen."""
+        return self._best if self._seen >= self.MIN_TOKENS else 0.0
 
 
 class Meter:

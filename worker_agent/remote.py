@@ -15,7 +15,7 @@ from worker_agent.beside import beside, first_of
 from worker_agent.contract import ModelReport, ModelState, Work
 from worker_agent.engine_client import EngineClient, EngineError
 from worker_agent.loading import is_alive, load_of, one_token
-from worker_agent.meter import EngineLoad
+from worker_agent.meter import EngineLoad, Pace
 from worker_agent.options import RemoteChoice
 from worker_agent.serving import Pulse
 from worker_agent.settings import Settings
@@ -65,7 +65,7 @@ class Remote:
         self._next_check = 0.0
         self._check_every = min(_CHECK_SECONDS, settings.canary_seconds)
         self._figures = (0.0, 0.0)
-        self._load = EngineLoad()
+        self._load, self._pace = EngineLoad(), Pace()
         self._known_down = False
         if choice.is_exposed:
             words = "prompts go over the network unencrypted"
@@ -92,6 +92,7 @@ class Remote:
             kv_cache_usage=self._load.kv_cache_usage if up else 0.0,
             tokens_per_s=self._figures[0] if up else 0.0,
             ttft_ms=self._figures[1] if up else 0.0,
+            stream_tokens_per_s=self._pace.tokens_per_s,
             idle_seconds=0.0 if self.pulse.in_flight else now - self.pulse.last_used,
             retry_seconds=0.0 if up else max(0.1, self._next_check - now),
         )
@@ -101,6 +102,7 @@ class Remote:
         self._figures = self.pulse.meter.read()
         if self.is_ready and (load := await self._look()) is not None:
             self._load = load
+            self._pace.see(load)
 
     async def run(self) -> None:
         """Check it for ever; returns only by cancellation."""

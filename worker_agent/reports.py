@@ -38,6 +38,10 @@ class Reports:
         self._deliveries[key] = task
         task.add_done_callback(lambda task: self._forget(key, task))
 
+    def keys(self) -> list[str]:
+        """``job:attempt`` of all whose word is not delivered yet."""
+        return [f"{job}:{attempt}" for job, attempt in self._deliveries]
+
     async def flush(self, seconds: float) -> bool:
         """Wait until all is delivered; False if that took longer."""
         if not self._deliveries:

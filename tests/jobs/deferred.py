@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from gputorrent.redis import Pipe, asynchronous
 from jobs import asynchronous as verbs
+from jobs import sweeping
 from jobs.board import Board
 from jobs.models import Job
 from nodes.models import Node
@@ -71,7 +72,7 @@ def failed(item: Work, outcome: Outcome = Outcome.ENGINE_DIED) -> Failed:
 
 
 def sweep() -> dict[str, int]:
-    return async_to_sync(verbs.sweep)()
+    return async_to_sync(sweeping.sweep)()
 
 
 def queued(wire) -> int:

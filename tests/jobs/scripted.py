@@ -72,6 +72,7 @@ class ScriptedNode:
         model: str = "m",
         slots: int = 1,
         state: ModelState = ModelState.READY,
+        labels: dict[str, str] | None = None,
         **more: Any,
     ) -> None:
         self.wire = wire
@@ -79,6 +80,7 @@ class ScriptedNode:
         self.place = f"{id_}/{model}"
         self.model = NodeModel(name=model, state=state, slots=slots, **more)
         self.node = Node(pk=id_, name=f"node-{id_[:4]}", state=NodeState.ONLINE, incarnation=1)
+        self.node.labels = labels or {}
         self.live()
         self.publish()
 
@@ -92,7 +94,10 @@ class ScriptedNode:
         """Make the node what routing sees; fields of the model may change on the way."""
         for name, value in changes.items():
             setattr(self.model, name, value)
-        self.node._prefetched_objects_cache = {"models": [self.model]}  # type: ignore[attr-defined]
+        self.node._prefetched_objects_cache = {  # type: ignore[attr-defined]
+            "models": [self.model],
+            "gpus": [],
+        }
         view.publish(self.wire, [view.of(self.node)])
 
     # -- what the coordinator sent ---------------------------------------------------------------------

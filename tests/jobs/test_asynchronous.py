@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from jobs import asynchronous as verbs
+from jobs import spreading
 from jobs.models import Attempt, Job, JobState
+from jobs.routing import Candidate
 from nodes import view
 from nodes.models import Node
 from nodes.registry import Refusal
@@ -140,6 +142,16 @@ def test_when_every_node_has_failed_at_it_the_job_fails(wire, node):
     assert Job.objects.get().error_code == "all_tried"
 
 
+@pytest.mark.parametrize("outcome", [Outcome.DRAINING, Outcome.ENGINE_BUSY, Outcome.MODEL_NOT_READY])
+def test_what_is_no_fault_of_the_only_node_does_not_keep_the_job_from_it(wire, node, outcome):
+    job = submit()
+    route(job)
+    (item,) = inbox(wire, node)
+    report(node, item, failed(item, outcome))
+    assert route(job) == f"placed on {node.pk}"
+    assert [i.attempt for i in inbox(wire, node)] == [2]
+
+
 def test_a_model_that_nobody_offers_fails_the_job(wire, node):
     assert route(submit(model="other")) == "refused: unknown_model"
     assert Job.objects.get().state == JobState.FAILED
@@ -187,3 +199,58 @@ def test_a_job_that_has_ended_is_not_routed(wire, node):
     Job.objects.update(state=JobState.CANCELLED)
     assert route(job) == "not pending"
     assert inbox(wire, node) == []
+
+
+# -- where they go -------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_goes_to_a_node_whose_context_holds_it(wire):
+    a_node(wire, "small", models=[model(slots=9, max_model_len=2048)])
+    large = a_node(wire, "large", models=[model(slots=9, max_model_len=8192)])
+    body = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"word " * 4000)
+    assert {route(submit(body=body)) for _ in range(4)} == {f"placed on {large.pk}"}
+
+
+def test_jobs_are_spread_by_lot_in_proportion_to_the_weights(wire):
+    nodes = [
+        Candidate(
+            a_node(wire, f"weighs-{w}", models=[model(slots=99)], labels={"weight": str(w)}).pk,
+            ModelState.READY,
+            True,
+            99,
+            0,
+            weight=float(w),
+        )
+        for w in (1, 3)
+    ]
+    for _ in range(12):
+        job = submit()
+        drawn = spreading.drawn(job.id, nodes)
+        assert route(job) == f"placed on {min((n.node for n in nodes), key=drawn.start)}"
+
+
+def test_its_faults_count_for_the_breaker_and_its_success_closes_it(wire, settings, node):
+    settings.BREAKER_FAULTS = 1
+    for _ in range(2):
+        job = submit()
+        route(job)
+        (item,) = inbox(wire, node)
+        report(node, item)
+        report(node, item, failed(item, Outcome.ENGINE_ERROR))
+        report(node, item, failed(item, Outcome.ENGINE_ERROR))  # sent twice, counted once
+    (found,) = on_board("breakers")
+    assert (found.node, found.state, found.faults) == (node.pk, "open", 2)
+    route(submit(body=b"{}"))  # the only node is used all the same
+    (item,) = inbox(wire, node)
+    report(node, item, done(item))
+    assert on_board("breakers") == []
+
+
+def test_its_priority_is_kept_and_below_that_of_callers_who_wait(wire, node):
+    route(submit())
+    usual, high, low = submit(), submit(priority=50), submit(priority=-7)
+    for job in (usual, high, low):
+        route(job)
+    assert [Job.objects.get(pk=j.pk).priority for j in (usual, high, low)] == [0, 50, -7]
+    assert [on_board("position", j.id) for j in (usual, high, low)] == [0, 1, 2]
+    assert {wire.hget(f"gt:board:wait:{j.id}", "priority") for j in (usual, high)} == {b"-1"}

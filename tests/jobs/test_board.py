@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.board import Full, Held, Placed, Waiting
+from jobs.board import Bound, Full, Held, Placed, Waiting
 from nodes import view
 from tests.jobs.scripted import ScriptedNode, work
 from worker_agent.contract import reply_key
@@ -63,16 +63,19 @@ async def test_a_place_that_routing_does_not_know_has_no_slots(node, reserve):
 
 async def test_who_does_not_want_to_wait_is_told_that_it_is_full(node, reserve):
     await reserve("j1")
-    assert await reserve("j2", wait_seconds=0) == Full(0)
+    answer = await reserve("j2", wait_seconds=0)
+    assert (answer, answer.bound) == (Full(0), Bound.SLOTS)
 
 
 async def test_the_queue_of_a_model_is_bounded(wire, node, reserve, settings):
     settings.QUEUE_PER_MODEL = 2
     ScriptedNode(wire, B, model="other")
     await reserve("j0")
-    assert [await reserve(f"j{n}") for n in (1, 2, 3)] == [Waiting(0), Waiting(1), Full(2)]
+    asked = [await reserve(f"j{n}", reply="w1") for n in (1, 2, 3)]
+    assert asked == [Waiting(0), Waiting(1), Full(2)]
+    assert asked[2].bound == Bound.MODEL
     await reserve("o0", model="other")
-    assert await reserve("o1", model="other") == Waiting(0)
+    assert await reserve("o1", model="other", reply="w1") == Waiting(0)
 
 
 async def test_all_queues_together_are_bounded(wire, node, reserve, settings):
@@ -80,8 +83,35 @@ async def test_all_queues_together_are_bounded(wire, node, reserve, settings):
     ScriptedNode(wire, B, model="other")
     for model in ("m", "other"):
         await reserve(f"{model}-1", model=model)
-    assert await reserve("m-2") == Waiting(0)
-    assert await reserve("other-2", model="other") == Full(0)
+    assert await reserve("m-2", reply="w1") == Waiting(0)
+    answer = await reserve("other-2", model="other", reply="w1")
+    assert (answer, answer.bound) == (Full(0), Bound.TOTAL)
+
+
+async def test_no_tenant_fills_a_queue_alone(wire, node, reserve, board, settings):
+    settings.QUEUE_PER_KEY = 2
+    ScriptedNode(wire, B, model="other")
+    await reserve("j0")
+    await reserve("o0", model="other")
+    assert await reserve("a1", tenant="A", reply="w1") == Waiting(0)
+    assert await reserve("a2", tenant="A", reply="w1", model="other") == Waiting(0)
+    for model in ("m", "other"):
+        answer = await reserve(f"a3-{model}", tenant="A", reply="w1", model=model)
+        assert (answer, answer.bound) == (Full(1), Bound.TENANT)
+    assert await reserve("b1", tenant="B", reply="w1") == Waiting(1)
+    await board.leave("a1")
+    assert await reserve("a4", tenant="A", reply="w1") == Waiting(1)
+    wire.set("gt:web:w1", "1")
+    await board.release(B, "other", "o0", 1)  # a2 is placed, and does not wait any more
+    assert await reserve("a5", tenant="A", reply="w1") == Waiting(2)
+
+
+async def test_who_nobody_waits_for_fills_half_of_a_queue_at_most(node, reserve, settings):
+    settings.QUEUE_PER_MODEL = 4
+    await reserve("j0")
+    assert [await reserve(f"d{n}") for n in (1, 2, 3)] == [Waiting(0), Waiting(1), Full(2)]
+    asked = [await reserve(f"i{n}", reply="w1") for n in (1, 2, 3)]
+    assert asked == [Waiting(2), Waiting(3), Full(4)]
 
 
 async def test_the_bytes_under_way_to_a_node_are_bounded(wire, reserve, board, settings):

@@ -265,3 +265,94 @@ async def test_redis_away_is_a_broker_unavailable_and_an_end(desk, wire):
         assert desk.dispatcher.jobs == {}
     finally:
         wire.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
+# -- what the end of an attempt says of its node -------------------------------------------------------
+
+
+async def test_faults_open_a_breaker_and_everybody_sees_it(desk, wire, caplog):
+    one, two = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    two.node.state = "draining"
+    two.publish()
+    await desk.refresh()
+    for _ in range(6):
+        asking = desk.ask()
+        one.fail(await one.take(), Outcome.ENGINE_ERROR)
+        with pytest.raises(errors.UpstreamFailed):
+            await asking.first()
+        await desk.settled()
+    two.node.state = "online"
+    two.publish()
+    with caplog.at_level("WARNING"):
+        await desk.refresh()
+    assert f"breaker open node={A} model=m faults=6 opening=1" in caplog.messages
+    assert [c.breaker for c in desk.dispatcher.candidates("m")] == ["open", ""]
+    asking = desk.ask()
+    work = await two.take()
+    waiting = desk.ask()
+    await until(lambda: wire.zcard("gt:board:waiting"))
+    opening, _, *rest = wire.hget("gt:breakers", one.place).decode().split(" ")
+    just_now = (int(wire.time()[0]) - 1) * 1000
+    wire.hset("gt:breakers", one.place, " ".join([opening, str(just_now), *rest]))
+    await desk.refresh()  # and with it the probe is sent
+    probe = await one.take()
+    assert probe.job == waiting.job.id
+    one.done(probe)
+    two.done(work)
+    await asyncio.gather(asking.first(), waiting.first())
+    await desk.settled()
+    with caplog.at_level("WARNING"):
+        await desk.refresh()
+    assert desk.dispatcher.breakers == {}
+    assert f"breaker closed node={A} model=m" in caplog.messages
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ENGINE_BUSY, Outcome.MODEL_NOT_READY, Outcome.DRAINING])
+async def test_back_pressure_opens_none(desk, wire, settings, outcome):
+    settings.BREAKER_FAULTS = 1
+    one, two = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    await desk.refresh()
+    for _ in range(3):
+        asking = desk.ask()
+        one.fail(await one.take(), outcome)
+        two.done(await two.take())
+        await asking.first()
+        await desk.settled()
+    assert await desk.dispatcher.board.breakers() == []
+
+
+async def test_a_callers_mistake_opens_none(desk, wire, settings):
+    settings.BREAKER_FAULTS = 1
+    node = ScriptedNode(wire, A)
+    await desk.refresh()
+    for _ in range(3):
+        asking = desk.ask()
+        node.done(await node.take(), status=400, body=b'{"error":{}}')
+        await asking.first()
+        await desk.settled()
+    assert await desk.dispatcher.board.breakers() == []
+
+
+async def test_the_time_to_come_again_follows_the_drain_rate(desk, wire, settings):
+    settings.QUEUE_PER_MODEL = 3
+    wire.hset("gt:drain:m", mapping={"interval": "2500", "n": 9})
+    ScriptedNode(wire)
+    await desk.refresh()
+    askings = [desk.ask() for _ in range(4)]
+    await until(lambda: wire.zcard("gt:board:waiting") == 3)
+    with pytest.raises(errors.QueueFull, match="3 requests wait for m already") as caught:
+        await desk.ask().first()
+    assert caught.value.retry_after == 8
+    for asking in askings:
+        await asking.leave()
+
+
+async def test_who_may_not_wait_at_all_is_told_that_every_slot_is_taken(desk, wire, settings):
+    settings.QUEUE_SECONDS = 0
+    ScriptedNode(wire)
+    await desk.refresh()
+    first = desk.ask()
+    await until(lambda: first.job)
+    with pytest.raises(errors.QueueFull, match="every slot for m is taken"):
+        await desk.ask().first()
+    await first.leave()

@@ -11,6 +11,8 @@ import zlib
 import django_rq
 import pytest
 from django.core.management import call_command
+from rq import SimpleWorker
+from rq.serializers import JSONSerializer
 
 from jobs import asynchronous, tasks
 from jobs.models import Job, JobState
@@ -88,6 +90,82 @@ def test_a_job_has_one_task_in_the_queue_however_often_it_is_queued(wire, node):
     assert len(stored(wire, "routing")) == 1
 
 
+# -- workers that die ----------------------------------------------------------------------------------
+
+
+def taken_by(worker: str, job: Job, *, begun: bool) -> None:
+    """A worker has taken the job's task off the queue, as RQ does it."""
+    queue = tasks.queue("routing")
+    task = queue.fetch_job(queue.pop_job_id() or "")
+    assert task is not None
+    assert task.id == f"route-{job.pk}-0"
+    if begun:
+        dead = SimpleWorker([queue], name=worker, connection=queue.connection, serializer=JSONSerializer)
+        dead.prepare_execution(task)
+        dead.prepare_job_execution(task)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_task_whose_worker_has_died_is_queued_again(wire, node, begun):
+    job = asynchronous.submit(request(stream=False))
+    taken_by("dead", job, begun=begun)
+    assert stored(wire, "routing") == []
+    tasks.enqueue_routing(job.id, 0)
+    worker()
+    assert Job.objects.get().state == JobState.RUNNING
+    assert wire.xlen(inbox_key(node.pk)) == 1
+    assert len(tasks.queue("routing").started_job_registry) == 0
+    assert tasks.queue("routing").failed_job_registry.get_job_ids() == []
+
+
+def test_a_task_whose_worker_lives_is_under_way(wire, node):
+    job = asynchronous.submit(request(stream=False))
+    taken_by("busy", job, begun=True)
+    wire.set(tasks.worker_key("busy"), "1")
+    tasks.enqueue_routing(job.id, 0)
+    assert stored(wire, "routing") == []
+
+
+def test_a_task_with_a_pause_comes_when_its_time_has_come(wire, node):
+    job = asynchronous.submit(request(stream=False))
+    wire.delete("rq:queue:routing")
+    tasks.enqueue_routing(job.id, 1, delay_seconds=600)
+    assert tasks.enqueue_due() == 0
+    tasks.enqueue_routing(job.id, 1)  # it stands in the schedule
+    assert wire.zcard("rq:scheduled:routing") == 1
+    assert stored(wire, "routing") == []
+    wire.zadd("rq:scheduled:routing", {f"route-{job.id}-1": 1})
+    assert tasks.enqueue_due() == 1
+    assert tasks.enqueue_due() == 0
+    assert [id_.decode() for id_, _ in stored(wire, "routing")] == [f"route-{job.id}-1"]
+
+
+def test_a_task_lost_on_its_way_out_of_the_schedule_is_queued_again(wire, node):
+    job = asynchronous.submit(request(stream=False))
+    wire.delete("rq:queue:routing")
+    tasks.enqueue_routing(job.id, 1, delay_seconds=600)
+    wire.delete("rq:scheduled:routing")
+    tasks.enqueue_routing(job.id, 1)
+    assert len(stored(wire, "routing")) == 1
+
+
+# -- the rest ------------------------------------------------------------------------------------------
+
+
+def test_staff_see_the_queues_and_their_tasks_in_the_admin(wire, client, admin_client):
+    job = asynchronous.submit(request(stream=False, body=b'{"prompt":"top secret"}'))
+    for page in (
+        "/admin/django-rq/",
+        "/admin/django-rq/queues/0/",
+        f"/admin/django-rq/queues/0/route-{job.id}-0/",
+    ):
+        assert client.get(page).status_code == 302
+        shown = admin_client.get(page)
+        assert shown.status_code == 200, page
+        assert b"top secret" not in shown.content
+    assert b"jobs.tasks.route" in shown.content
+
+
 def test_what_cannot_be_placed_now_is_left_to_the_sweep(wire, node, settings):
     wire.delete(lease_key(node.pk))
     settings.SWEEP_SECONDS = 0
@@ -115,12 +193,13 @@ def test_a_pickle_in_the_queue_is_not_opened(wire, tmp_path, kind):
     assert os.path.exists(target) is (kind == "code")  # it was a live one
 
 
-def test_a_sweep_marks_silent_nodes_and_piles_up_no_more_than_a_few(wire, node):
+def test_a_sweep_marks_silent_nodes_and_never_piles_up(wire, node):
     Node.objects.update(last_beat_at="2000-01-01T00:00:00Z")
     wire.delete(lease_key(node.pk))
-    for _ in range(20):
-        tasks.enqueue_sweep()
-    assert django_rq.get_queue("maintenance").count == 5
+    for _ in range(20):  # by several workers' clocks
+        tasks.enqueue_periodic()
+        wire.delete("gt:due:sweep")
+    assert sorted(django_rq.get_queue("maintenance").job_ids) == ["sweep", "tidy"]
     worker()
     assert Node.objects.get().state == NodeState.UNHEALTHY
 

@@ -73,7 +73,7 @@ class Cluster:
             self.key, self.token = made["api_key"], made["enrolment_token"]
             self.admin_password = made["admin_password"]
             self.start_web()
-            self.jobworker = self.start("jobworker", [sys.executable, ROOT / "manage.py", "jobworker"])
+            self.start_jobworker()
         except BaseException:
             self.__exit__()
             raise
@@ -98,6 +98,10 @@ class Cluster:
         self.web.append(web)
         self.until(lambda: self.ready(port), "web is ready", 30, web)
         return web
+
+    def start_jobworker(self) -> Child:
+        self.jobworker = self.start("jobworker", [sys.executable, ROOT / "manage.py", "jobworker"])
+        return self.jobworker
 
     def start_agent(
         self, name: str, *flags: str, model: str = MODEL, arguments: tuple[str, ...] = ()

@@ -48,6 +48,8 @@ def test_one_of_two_agents_is_killed(bare: Cluster):
         lines = answer.iter_lines()
         assert next(lines).startswith("data: ")
         dead = node_of_the_running_job(bare)
+        # The agent, its reaper, the engine and the engine's own children: else "none is left" says nothing.
+        assert len(bare.processes(dead)) >= 4
         agents[dead].kill()
         seen = events(lines)
     # The stream was begun, so it cannot be moved: it says so and ends.
@@ -132,7 +134,7 @@ def test_waiting_requests_are_served_when_slots_come_free(bare: Cluster):
     for thread in threads:
         thread.join()
     assert answers == [200] * 10
-    assert bare.slots_held() == 0
+    bare.until(lambda: bare.slots_held() == 0, "no slot is held", 5)
 
 
 def test_redis_comes_back_empty_and_all_is_well_again(bare: Cluster):
@@ -144,7 +146,7 @@ def test_redis_comes_back_empty_and_all_is_well_again(bare: Cluster):
     assert refused.json()["error"]["code"] == "broker_unavailable"
     bare.redis.start()
     bare.until(lambda: bare.chat("after", max_tokens=1).status_code == 200, "it serves again", 20)
-    assert bare.slots_held() == 0
+    bare.until(lambda: bare.slots_held() == 0, "no slot is held", 5)
 
 
 def test_a_terminated_web_process_lets_its_streams_end(bare: Cluster):

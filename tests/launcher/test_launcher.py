@@ -170,12 +170,16 @@ def test_a_launcher_that_is_killed_takes_everything_with_it(launcher):
     until(lambda: launcher.living() == [], START_SECONDS)
 
 
-def test_a_child_that_dies_is_named_and_ends_the_demo(launcher):
+def test_a_child_that_dies_is_named_and_ends_the_demo_but_the_jobworker_is_started_again(launcher):
     launcher.start("demo", "--port", str(ports.any_free()))
     launcher.until_it_says("Ctrl-C stops everything.")
-    launcher.named("jobworker").kill()
+    first = launcher.named("jobworker")
+    first.kill()
+    launcher.until_it_says("jobworker was ended by SIGKILL: starting it again")
+    until(lambda: launcher.named("jobworker").pid != first.pid, START_SECONDS)
+    launcher.named("uvicorn").kill()
     assert launcher.ends() == 1
-    assert "jobworker was ended by SIGKILL" in launcher.said()
+    assert "web was ended by SIGKILL" in launcher.said()
     assert launcher.living() == []
 
 

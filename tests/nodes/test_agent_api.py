@@ -223,3 +223,12 @@ def test_an_agent_is_told_when_redis_is_away(client, wire):
 @pytest.mark.parametrize("path", [REGISTER, HEARTBEAT, GOODBYE])
 def test_only_post_is_taken(client, path):
     assert client.get(path).status_code == 405
+
+
+def test_the_list_of_a_beat_is_kept_unless_the_agent_was_fenced(client, wire):
+    node, answer = enrol()
+    send(client, HEARTBEAT, heartbeat(attempts=["j:1"]), bearer(answer))
+    packed = wire.hget("gt:nodes:attempts", node.pk)
+    assert b"j:1" in packed
+    assert send(client, HEARTBEAT, heartbeat(7, attempts=["k:1"]), bearer(answer)).status_code == 409
+    assert wire.hget("gt:nodes:attempts", node.pk) == packed

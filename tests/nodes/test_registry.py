@@ -64,6 +64,13 @@ def test_a_beat_writes_the_figures_and_publishes_them(wire):
     assert (seen.models[0].kv_cache_usage, seen.models[0].ttft_ms) == (0.5, 12.0)
 
 
+def test_a_node_is_published_with_its_weight_and_what_was_measured(wire):
+    node, _ = enrol()
+    beat(node, models=[model(stream_tokens_per_s=80.0)])
+    seen = routed(wire, node).models[0]
+    assert (seen.weight, seen.weight_from, seen.stream_tokens_per_s) == (1.008, "RTX 4090", 80.0)
+
+
 def test_models_are_replaced_and_only_ready_ones_have_slots(wire):
     node, _ = enrol()
     assert slots(wire) == {f"{node.pk}/m": 4}

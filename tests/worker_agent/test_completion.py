@@ -259,6 +259,16 @@ async def test_connections_are_kept_and_a_stale_one_is_no_failure():
     client.close()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_that_dies_with_the_request_is_not_called_unreachable(kept, stream):
+    with engine("--die-on-word", "arsenic") as client:
+        if kept:
+            assert (await client.get("/health"))[0] == 200
+        replies = await run(client, work(prompt="arsenic", tokens=4, stream=stream))
+        assert replies[-1].outcome == Outcome.ENGINE_DIED
+
+
 async def _until(condition, seconds=10.0):
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - it asks another process

@@ -2,12 +2,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("jobs", "0001_initial")]
+    dependencies = [
+        ("jobs", "0002_job_priority"),
+    ]
 
     operations = [
         migrations.AddField(
             model_name="job",
             name="web",
-            field=models.CharField(max_length=16, blank=True, editable=False),
+            field=models.CharField(blank=True, editable=False, max_length=16),
         ),
     ]

@@ -1,0 +1,126 @@
+"""Whose turn it is among nodes that are about equally good: smooth, and by weight.
+
+Stride scheduling (Waldspurger and Weihl, MIT/LCS/TM-528, 1995): each request given to a node moves that
+node's virtual time on by 1/weight, and the node furthest behind is next. As in start-time fair queueing, a
+node that was away starts at the present virtual time, so it neither owes nor is owed anything.
+
+`Turns` is what the pure `jobs.routing` reads; `Spreading` is one web process's memory of it. Processes do
+not tell each other: each spreads its own part evenly, and so the whole is spread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import log
+from types import MappingProxyType
+from typing import Final, Protocol
+
+LEAD: Final = 4.0
+"""Turns a node may be ahead: what comes to it out of turn (for a prompt it knows) counts, not for ever."""
+
+_MODELS = 1024
+_NODES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """The present virtual time, and for each node when its next turn begins."""
+
+    clock: float = 0.0
+    ends: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def start(self, node: str) -> float:
+        """When the node's next turn begins; the least is next."""
+        return max(self.clock, self.ends.get(node, self.clock))
+
+
+class Weighted(Protocol):
+    """What is needed of `jobs.routing.Candidate`."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+
+
+class Ranked(Weighted, Protocol):
+    """What is needed of `jobs.routing.Scored`."""
+
+    @property
+    def in_turn(self) -> bool: ...
+
+
+class Turn:
+    """One request's place among the turns, noted when the choice is made, so that those that come before the
+    board has answered choose others; `settle` makes it true."""
+
+    __slots__ = ("_model", "_order", "_spreading")
+
+    def __init__(self, spreading: Spreading, model: str, order: Collection[Ranked]) -> None:
+        self._spreading, self._model, self._order = spreading, model, order
+
+    def settle(self, node: str) -> None:
+        """The board took `node`; empty if none."""
+        first = next(iter(self._order), None)
+        if first is None or first.node == node:
+            return
+        self._spreading.give_back(self._model, first)
+        if taken := next((r for r in self._order if r.node == node), None):
+            self._spreading.charge(self._model, taken, self._order)
+
+
+class Spreading:
+    """The turns of every model, in the memory of one process; bounded."""
+
+    def __init__(self) -> None:
+        self._clock: dict[str, float] = {}
+        self._ends: dict[str, dict[str, float]] = {}
+
+    def turns(self, model: str) -> Turns:
+        """As they stand; a view, good until the next request."""
+        return Turns(self._clock.get(model, 0.0), self._ends.get(model, _NOTHING))
+
+    def take(self, model: str, order: Collection[Ranked]) -> Turn:
+        """Note that a request goes to the first of `order`, unless `Turn.settle` says otherwise."""
+        if first := next(iter(order), None):
+            self.charge(model, first, order)
+        return Turn(self, model, order)
+
+    def charge(self, model: str, used: Ranked, order: Collection[Ranked]) -> None:
+        """Move `used` on by one turn."""
+        if model not in self._ends and len(self._ends) >= _MODELS:
+            oldest = next(iter(self._ends))
+            del self._ends[oldest], self._clock[oldest]
+        ends = self._ends.setdefault(model, {})
+        turns = Turns(self._clock.get(model, 0.0), ends)
+        # Time moves on with those who take turns: a node used out of turn gets ahead of it.
+        clock = self._clock[model] = min(
+            (turns.start(r.node) for r in order if r.in_turn), default=turns.clock
+        )
+        step = 1.0 / used.weight
+        ends[used.node] = min(turns.start(used.node) + step, clock + LEAD * step)
+        if len(ends) > _NODES:
+            self._ends[model] = {r.node: ends[r.node] for r in order if r.node in ends}
+
+    def give_back(self, model: str, unused: Ranked) -> None:
+        """A turn that was noted, but not taken."""
+        ends = self._ends.get(model, {})
+        if unused.node in ends:
+            ends[unused.node] -= 1.0 / unused.weight
+
+
+_NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
+
+
+def drawn(job: str, nodes: Iterable[Weighted]) -> Turns:
+    """Turns drawn by lot for one job, for a process that remembers none: each node comes first with a chance
+    in proportion to its weight (the least of exponential variates with the weights as rates), and a job
+    that is asked about again draws the same."""
+    return Turns(0.0, {n.node: -log(_unit(f"{job} {n.node}")) / n.weight for n in nodes})
+
+
+def _unit(word: str) -> float:
+    """In (0, 1], evenly, by a hash."""
+    return (int.from_bytes(hashlib.blake2b(word.encode(), digest_size=6).digest()) + 1) / 2**48
