@@ -250,7 +250,7 @@ class Load:
             self._ended_with_error(call, JOB_ENDS)
 
     async def _delete(self, call: Call) -> None:
-        """Cancel it, by whichever web process; another than its own may not know it while records are behind."""
+        """Cancel it, by whichever web process; not its own may not know it while records are behind."""
         call.deleted = True  # even if the answer does not reach us
         for _ in range(DELETE_TRIES):
             try:
