@@ -250,7 +250,8 @@ class Load:
             self._ended_with_error(call, JOB_ENDS)
 
     async def _delete(self, call: Call) -> None:
-        """Cancel it, by whichever web process; not its own may not know it while records are behind."""
+        """Cancel it, by any web process, which may not know it yet: records are behind while the database is
+        away."""
         call.deleted = True  # even if the answer does not reach us
         for _ in range(DELETE_TRIES):
             try:
