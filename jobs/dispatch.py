@@ -18,7 +18,7 @@ import redis
 from django.conf import settings
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import interactive, routing
+from jobs import counting, interactive, metrics, routing
 from jobs.board import Board, Full, Placed, Waiting
 from jobs.candidates import candidates
 from jobs.errors import (
@@ -36,6 +36,7 @@ from jobs.errors import (
 from jobs.interactive import InteractiveJob, Lost, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
+from jobs.metrics import Metrics
 from jobs.recorder import Recorder
 from nodes.view import Snapshot
 from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
@@ -56,6 +57,9 @@ class Dispatcher:
         self.mailbox = Mailbox(pipe)
         self.snapshot = Snapshot()
         self.recorder = Recorder()
+        self.metrics = Metrics(pipe, self.mailbox.web)
+        self.metrics.sample(metrics.STALE, lambda: self.mailbox.stale)
+        self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
         self.in_flight: dict[str, int] = {}
         """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
         self.jobs: dict[str, InteractiveJob] = {}
@@ -73,8 +77,11 @@ class Dispatcher:
             self.abandon(job)
         if self._effects:
             await asyncio.wait(self._effects, timeout=2.0)
+        for job in list(self.jobs.values()):
+            self._forget(job)  # abandoned above, and nobody is left to hear how its node takes it
         await self.mailbox.stop()
         await self.recorder.stop()
+        await self._quietly(self.metrics.flush())
         await self._client.aclose()
 
     # -- the four verbs -----------------------------------------------------------------------------
@@ -358,7 +365,8 @@ class Dispatcher:
 
     def _forget(self, job: InteractiveJob) -> None:
         self.mailbox.forget(job.id)
-        self.jobs.pop(job.id, None)
+        if self.jobs.pop(job.id, None):
+            counting.job_over(self.metrics, job, self.snapshot)
 
     def _effect(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
         """Do something whose answer nobody waits for. A failure is healed by the watch's recount."""

@@ -19,6 +19,7 @@ from gputorrent import background
 from jobs import interactive, routing
 from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Lost
+from jobs.vitals import Vitals
 from nodes import registry
 from worker_agent.contract import Outcome
 
@@ -40,6 +41,7 @@ class Watch:
         self._trust_leases_from = 0.0
         self._missing: dict[str, int] = {}
         self._emptied = False
+        self.vitals = Vitals(dispatcher)
         self.healed = 0
         """Slots found on the board that no live job of ours holds, since start."""
 
@@ -49,6 +51,8 @@ class Watch:
             asyncio.create_task(self._forever(self.refresh, settings.SNAPSHOT_SECONDS), name="watch.refresh"),
             asyncio.create_task(self._look_forever(), name="watch.look"),
             asyncio.create_task(self._forever(self.recount, _RECOUNT_SECONDS), name="watch.recount"),
+            asyncio.create_task(self._forever(self._dispatcher.metrics.flush, 1.0), name="watch.metrics"),
+            asyncio.create_task(self._forever(self.vitals.publish, 5.0), name="watch.vitals"),
         ]
 
     async def stop(self) -> None:
