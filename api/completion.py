@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from api import errors, schemas, streaming
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
+from jobs import counting
 from jobs.errors import JobError
 from worker_agent.contract import Chunk
 
@@ -57,6 +58,7 @@ async def complete(gateway: Gateway, path: str, authorization: str, body: bytes)
     except JobError as e:
         return refuse(errors.of_job(e))
     except ApiError as e:
+        counting.refused(gateway.dispatcher.metrics, path, e.code)
         return refuse(e)
     headers = [(b"x-request-id", job.id.encode())]
     if isinstance(first, Chunk):

@@ -244,6 +244,9 @@ SAMPLE_TTL_SECONDS = _number("GPUTORRENT_SAMPLE_TTL_SECONDS", 7 * 86400, 60)
 JOB_TTL_SECONDS = _number("GPUTORRENT_JOB_TTL_SECONDS", 7 * 86400, 1)
 RESULT_TTL_SECONDS = _number("GPUTORRENT_RESULT_TTL_SECONDS", 86400, 1)
 
+METRICS_TOKEN = _text("GPUTORRENT_METRICS_TOKEN")
+"""A bearer token that may read /metrics and nothing else (for Prometheus; staff keys may too)."""
+
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
 """Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""
 
@@ -254,7 +257,7 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "api.negotiation.AlwaysJSON",
-    "EXCEPTION_HANDLER": "api.errors.drf_exception_handler",
+    "EXCEPTION_HANDLER": "api.metrics.counting_exception_handler",
     "UNAUTHENTICATED_USER": None,
 }
 

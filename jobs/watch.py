@@ -47,6 +47,7 @@ class Watch:
 
     async def start(self) -> None:
         await self.refresh()
+        await self.vitals.publish()
         self._tasks = [
             asyncio.create_task(self._forever(self.refresh, settings.SNAPSHOT_SECONDS), name="watch.refresh"),
             asyncio.create_task(self._look_forever(), name="watch.look"),
