@@ -16,6 +16,7 @@ from django.db import DatabaseError, InterfaceError, close_old_connections
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from api.shared import Shared
 from jobs import metrics, vitals
 from jobs.dispatch import Dispatcher
 from jobs.metrics import Family, Series
@@ -41,27 +42,38 @@ class _Page:
         return self._families
 
 
-async def page(dispatcher: Dispatcher) -> bytes:
-    """Everything, in the text format 0.0.4. Never raises for what is away."""
+class Exposition:
+    """What one process answers for all."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._nodes = Shared(_nodes)
+
+    async def page(self) -> bytes:
+        """Everything, in the text format 0.0.4. Never raises for what is away."""
+        return generate_latest(_Page(await _families(self._dispatcher, self._nodes)))
+
+
+async def _families(dispatcher: Dispatcher, ask_nodes: Shared[list[Metric]]) -> list[Metric]:
     pipe = dispatcher.pipe
     totals, board, processes, healed, nodes = await asyncio.gather(
         _in_time(lambda: metrics.totals(pipe)),
         _in_time(lambda: _board(dispatcher)),
         _in_time(lambda: vitals.read(pipe)),
         _in_time(lambda: _heals(dispatcher)),
-        _in_time(lambda: asyncio.to_thread(_nodes)),
+        _in_time(ask_nodes),
     )
-    up = {"redis": totals is not None, "database": nodes is not None}
-    families = [_gauge("up", "Whether the coordinator reaches it.", ("part",), {(p,): u for p, u in up.items()})]
+    up = {("redis",): totals is not None, ("database",): nodes is not None}
+    families = [_gauge("up", "Whether the coordinator reaches it.", ("part",), up)]
     if totals is not None:
         families += _counted(totals)
     families += board or []
     families += _of_processes(processes or [])
     if healed is not None:
-        help_ = "Differences that the sweep found between ledger, board and nodes, and mended; 0 in normal life."
+        help_ = "Differences between ledger, board and nodes that were found and mended; 0 in normal life."
         families.append(_counter("heals", help_, ("kind",), {(k,): n for k, n in healed.items()}))
     families += nodes or []
-    return generate_latest(_Page(families))
+    return families
 
 
 async def _in_time(ask: Callable[[], Awaitable[Any]]) -> Any:
@@ -93,8 +105,9 @@ def _counted(totals: dict[Series, int]) -> Iterator[Metric]:
         if family.buckets:
             yield _histogram(family, totals)
         else:
-            found = metrics.of_family(totals, family)
-            yield _counter(family.name, family.help, family.labels, found or ({} if family.labels else {(): 0}))
+            zero: dict[Series, int] = {} if family.labels else {(): 0}
+            found = metrics.of_family(totals, family) or zero
+            yield _counter(family.name, family.help, family.labels, found)
 
 
 def _histogram(family: Family, totals: dict[Series, int]) -> Metric:

@@ -12,6 +12,8 @@ from django.conf import settings
 
 from api.authentication import KeyRing
 from api.errors import ApiError
+from api.exposition import Exposition
+from api.readiness import Readiness
 from gputorrent import background
 from jobs.dispatch import Dispatcher
 from jobs.watch import Watch
@@ -29,6 +31,8 @@ class Gateway:
         self.dispatcher = Dispatcher()
         self.watch = Watch(self.dispatcher)
         self.keys = KeyRing()
+        self.exposition = Exposition(self.dispatcher)
+        self.readiness = Readiness(self.dispatcher)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

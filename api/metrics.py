@@ -18,14 +18,14 @@ from jobs import metrics
 class MetricsView(APIView):
     """``GET /metrics``: Prometheus' text format 0.0.4, for all web processes together.
 
-    For staff (key or session), and for whoever sends ``GPUTORRENT_METRICS_TOKEN`` as a bearer token. Never open to
-    the loopback address: behind a proxy on the same host that is everybody's.
+    For staff (key or session), and for whoever sends ``GPUTORRENT_METRICS_TOKEN`` as a bearer token. Never
+    open to the loopback address: behind a proxy on the same host that is everybody's.
     """
 
     async def get(self, request: Request) -> HttpResponse:
         if not _has_token(request):
             await views._staff(request)
-        text = await exposition.page(views._gateway(request).dispatcher)
+        text = await views._gateway(request).exposition.page()
         return HttpResponse(text, content_type=exposition.CONTENT_TYPE)
 
 

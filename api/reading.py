@@ -8,12 +8,11 @@ import re
 from typing import Any
 
 import msgspec
-import redis
 from asgiref.sync import sync_to_async
-from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Count, Sum
 from django.utils import timezone
 
+from api import rates
 from jobs.dispatch import Dispatcher
 from jobs.models import TERMINAL, Job, JobState
 from nodes.models import Node, NodeState
@@ -175,6 +174,7 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
     (waiting, depths), loads, ledger = await asyncio.gather(
         dispatcher.board.depths(names), dispatcher.board.loads(), sync_to_async(_ledger)()
     )
+    recent = await rates.read(dispatcher.pipe)
     each = []
     for name in names:
         ready = [c for c in dispatcher.candidates(name) if c.takes_work and c.state == ModelState.READY]
@@ -186,9 +186,10 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
                 "slots": sum(c.slots for c in ready),
                 "in_flight": sum(loads.get(f"{node.id}/{name}", 0) for node, _ in snapshot.by_model[name]),
                 "waiting": depths[name],
+                "rates": recent.of(name),
             }
         )
-    return {"object": "cluster", "models": each, "waiting": waiting, **ledger}
+    return {"object": "cluster", "models": each, "waiting": waiting, "rates": recent.of(), **ledger}
 
 
 def _ledger() -> dict[str, Any]:
@@ -208,36 +209,6 @@ def _ledger() -> dict[str, Any]:
         "jobs": open_jobs,
         "last_5_minutes": {**last, "completion_tokens": tokens, "tokens_per_s": round(tokens / 300, 1)},
     }
-
-
-async def readiness(dispatcher: Dispatcher) -> dict[str, str]:
-    """'ok', or what is wrong, for Redis and the database. Each is given 2 s."""
-
-    async def broker() -> str:
-        try:
-            await dispatcher.pipe.send("PING")
-        except redis.RedisError as e:
-            return type(e).__name__
-        return "ok"
-
-    async def database() -> str:
-        try:
-            async with asyncio.timeout(2):
-                await asyncio.to_thread(_select_one)
-        except (DatabaseError, InterfaceError, TimeoutError) as e:
-            return type(e).__name__
-        return "ok"
-
-    redis_state, database_state = await asyncio.gather(broker(), database())
-    return {"redis": redis_state, "database": database_state}
-
-
-def _select_one() -> None:
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    finally:
-        connection.close()
 
 
 def _seconds(moment: datetime.datetime | None) -> float | None:

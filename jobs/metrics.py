@@ -195,7 +195,9 @@ class Histogram:
         return None
 
 
-def histograms(counts: dict[Series, int], family: Family, labels: int | None = None) -> dict[Series, Histogram]:
+def histograms(
+    counts: dict[Series, int], family: Family, labels: int | None = None
+) -> dict[Series, Histogram]:
     """The histograms of a family, added up over all but its first `labels` labels (default: none)."""
     found: dict[Series, Histogram] = {}
     for (*values, bound), count in of_family(counts, family).items():

@@ -1,7 +1,7 @@
 """How each web process does: published by the process itself, read by whichever answers for all.
 
-`gt:metrics:processes` is a hash from the process's wire name to `Figures` in MessagePack. An entry counts while
-the process's sign of life (`jobs.mailbox.web_key`) is there.
+`gt:metrics:processes` is a hash from the process's wire name to `Figures` in MessagePack. An entry counts
+while the process's sign of life (`jobs.mailbox.web_key`) is there.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ async def test_after_a_run_the_counters_agree_with_the_ledger(serve, key, wire, 
 
 def by(samples, name, *labels, suffix="_total"):
     """The sums of a family by some of its labels, leaving out zeros."""
-    found = Counter()
+    found: Counter[tuple[str, ...]] = Counter()
     for (sample, *pairs), v in samples.items():
         if sample == f"gputorrent_{name}{suffix}":
             found[tuple(dict(pairs)[label] for label in labels)] += int(v)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import redis
 
+from gputorrent.redis import Pipe
 from jobs import metrics, vitals
 from jobs.errors import NoSuchModel
 from jobs.metrics import ERRORS, FIRST_TOKEN, REQUESTS, Histogram, Metrics, histograms, of_family
@@ -15,18 +18,19 @@ from worker_agent.contract import Outcome
 CHAT = "/v1/chat/completions"
 
 
-class Lossy:
+class Lossy(Pipe):
     """A pipe whose answers can be lost after the command was carried out."""
 
-    def __init__(self, pipe):
-        self._pipe = pipe
-        self.loses = False
+    loses = False
 
-    async def send(self, *command):
-        answer = await self._pipe.send(*command)
+    def send(self, *command):
+        return asyncio.ensure_future(self._send(super().send(*command)))
+
+    async def _send(self, answer):
+        await answer
         if self.loses:
             raise redis.TimeoutError("the answer was lost")
-        return answer
+        return answer.result()
 
 
 async def counted(pipe, family):
@@ -48,8 +52,8 @@ async def test_counts_of_several_processes_add_up(pipe):
     assert 60 <= seconds < 66
 
 
-async def test_a_flush_whose_answer_was_lost_counts_once(pipe):
-    lossy = Lossy(pipe)
+async def test_a_flush_whose_answer_was_lost_counts_once(desk, pipe):
+    lossy = Lossy(desk.dispatcher._client)
     counts = Metrics(lossy, "one")
     await counts.flush()  # nothing to say
     counts.add(ERRORS, "a")
@@ -194,7 +198,7 @@ async def test_a_caller_who_left_is_counted_when_the_node_has_stopped(desk, node
     assert of_family(found, metrics.ATTEMPTS) == {(node.node.name, "cancelled"): 1}
 
 
-async def test_what_is_left_when_a_process_stops_is_counted_before_it_goes(ledger, wire, node, settings, pipe):
+async def test_what_is_left_when_a_process_stops_is_counted_before_it_goes(ledger, node, pipe):
     desk = Desk()
     await desk.dispatcher.start()
     await desk.refresh()
