@@ -83,6 +83,8 @@ FAMILIES: Final = {
     )
 }
 
+_BOUNDS: Final = {f.name: (*(f"{bound:g}" for bound in f.buckets), INFINITY) for f in FAMILIES.values()}
+
 Series = tuple[str, ...]
 """A family's name and its label values; for histograms also the bucket's bound, or `SUM`."""
 
@@ -100,9 +102,7 @@ class Counts:
     def observe(self, family: Family, seconds: float, *labels: str) -> None:
         """Note a time. A clock that was set back makes it 0, never negative."""
         seconds = max(0.0, seconds)
-        at = bisect_left(family.buckets, seconds)
-        bound = f"{family.buckets[at]:g}" if at < len(family.buckets) else INFINITY
-        self.add(family, *labels, bound)
+        self.add(family, *labels, _BOUNDS[family.name][bisect_left(family.buckets, seconds)])
         self.add(family, *labels, SUM, by=round(seconds * 1e6))
 
 

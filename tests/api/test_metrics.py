@@ -229,3 +229,62 @@ async def asynchronously(client, key, node, pipe):
     row = await Node.objects.aget(pk=node.id)
     report = Report(1, job, work.attempt, work.lease, done(work, 0, b'{"a": 1}'))
     await asynchronous.report(row, report, Board(pipe))
+
+
+async def test_each_process_answers_for_all(serve, key, wire):
+    ScriptedNode(wire)
+    clients = [await serve(), await serve()]
+    for client in clients:
+        assert (await client.post(CHAT, json={**HELLO, "model": "none"}, headers=key)).status_code == 404
+    for client in clients:
+        samples = await counted(client, 2)
+        assert by(samples, "requests", "outcome") == {("model_not_found",): 2}
+        assert by(samples, "errors", "code") == {("model_not_found",): 2}
+
+
+async def test_what_is_away_is_left_out_and_said(serve, wire):
+    client = await serve()
+    wire.execute_command("ACL", "SETUSER", "default", "-hgetall")
+    try:
+        samples = parsed(await client.get("/metrics", headers=TOKEN))
+    finally:
+        wire.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert (value(samples, "up", part="redis"), value(samples, "up", part="database")) == (0, 1)
+    assert value(samples, "stale_replies_total") is None  # not 0: that would be a reset
+
+
+async def test_the_clusters_status_has_the_rates_of_the_last_minute(serve, wire):
+    _, boss = await sync_to_async(new_key)("boss", staff=True)
+    staff = {"Authorization": f"Bearer {boss}"}
+    node = ScriptedNode(wire)
+    client = await serve()
+    for status in (200, 200, 200, 400):
+        asking = asyncio.create_task(client.post(CHAT, json=HELLO, headers=staff))
+        node.done(await node.take(), status=status)
+        await asking
+    await counted(client, 4)
+    told = (await client.get("/cluster/status", headers=staff)).json()
+    (model,) = told["models"]
+    for rates in (told["rates"], model["rates"]):
+        seconds = rates["seconds"]
+        assert 60 <= seconds <= 66
+        assert rates["requests_per_s"] == pytest.approx(4 / seconds, abs=0.001)
+        assert rates["errors_per_s"] == pytest.approx(1 / seconds, abs=0.001)
+        assert rates["completion_tokens_per_s"] == pytest.approx(21 / seconds, abs=0.01)
+        assert 0 < rates["ttft_p50_s"] <= rates["ttft_p95_s"]
+    wire.delete(*wire.keys("gt:metrics:recent:*"))
+    quiet = (await client.get("/cluster/status", headers=staff)).json()["rates"]
+    assert (quiet["requests_per_s"], quiet["ttft_p50_s"]) == (0, None)
+
+
+async def test_errors_of_every_door_are_counted(serve, key, wire):
+    client = await serve()
+    await client.get("/workers", headers=key)
+    await client.get("/jobs/none", headers=key)
+    await client.post(CHAT, json={}, headers=key)
+    samples = await counted(client, 1)
+    assert by(samples, "errors", "code") == {
+        ("insufficient_permissions",): 1,
+        ("job_not_found",): 1,
+        ("missing_required_parameter",): 1,
+    }
