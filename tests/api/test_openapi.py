@@ -24,9 +24,7 @@ NOT_API = {DocsView}
 @pytest.fixture(scope="module")
 def schema():
     document.cache_clear()
-    found = json.loads(document())
-    assert not GENERATOR_STATS, "drf-spectacular had something to say"
-    return found
+    return json.loads(document())
 
 
 def operations(schema):
@@ -69,6 +67,7 @@ def _verb(path):
 def test_each_operation_is_described(schema):
     left = [(path, method) for path, method, op in operations(schema) if UNDESCRIBED in op]
     assert not left, "add them to api/openapi/operations.py"
+    assert not GENERATOR_STATS, "drf-spectacular had something to say"
     ids = [op["operationId"] for _, _, op in operations(schema)]
     assert len(ids) == len(set(ids))
 
