@@ -11,6 +11,7 @@ from api import errors, priority, schemas, streaming
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from gputorrent import tracing
+from jobs import counting
 from jobs.errors import JobError
 from jobs.interactive import InteractiveJob
 from worker_agent.contract import Chunk
@@ -64,6 +65,7 @@ async def complete(gateway: Gateway, path: str, headers: Mapping[bytes, bytes], 
         trace.job = e.job
         return refuse(errors.of_job(e))
     except ApiError as e:
+        counting.refused(gateway.dispatcher.metrics, path, e.code)
         return refuse(e)
     if isinstance(first, Chunk):
         return _stream(gateway, job, streaming.events(gateway.dispatcher, job, first.data))

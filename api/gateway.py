@@ -13,6 +13,8 @@ from django.db import DatabaseError, InterfaceError
 
 from api.authentication import KeyRing
 from api.errors import ApiError
+from api.exposition import Exposition
+from api.readiness import Readiness
 from gputorrent import background
 from jobs import cancelling
 from jobs.dispatch import Dispatcher
@@ -32,6 +34,8 @@ class Gateway:
         self.dispatcher = Dispatcher()
         self.watch = Watch(self.dispatcher)
         self.keys = KeyRing()
+        self.exposition = Exposition(self.dispatcher)
+        self.readiness = Readiness(self.dispatcher)
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 

@@ -161,7 +161,7 @@ class ReadyView(APIView):
     """``GET /readyz``: Redis and the database answer too; 503 with what does not."""
 
     async def get(self, request: Request) -> Response:
-        checks = await reading.readiness(_gateway(request).dispatcher)
+        checks = await _gateway(request).readiness.look()
         ready = all(state == "ok" for state in checks.values())
         return Response({"status": "ok" if ready else "unavailable", **checks}, status=200 if ready else 503)
 

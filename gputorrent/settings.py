@@ -114,6 +114,8 @@ INSTALLED_APPS = [
     "rest_framework",
     "adrf",
     "django_rq",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "nodes",
     "jobs",
     "api",
@@ -273,6 +275,9 @@ EXTRA_PARAMETERS = frozenset(_list("GPUTORRENT_EXTRA_PARAMETERS"))
 
 AFFINITY = _flag("GPUTORRENT_AFFINITY", True)
 """Whether a chat's next turn goes back to the node that has its beginning in its cache."""
+METRICS_TOKEN = _text("GPUTORRENT_METRICS_TOKEN")
+"""A bearer token that may read /metrics and nothing else (for Prometheus; staff keys may too)."""
+
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
 """Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""
 
@@ -283,8 +288,20 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "api.negotiation.AlwaysJSON",
-    "EXCEPTION_HANDLER": "api.errors.drf_exception_handler",
+    "EXCEPTION_HANDLER": "api.metrics.counting_exception_handler",
+    "DEFAULT_SCHEMA_CLASS": "api.openapi.inspector.TableSchema",
     "UNAUTHENTICATED_USER": None,
+}
+
+# The schema's text is in api/openapi; here is what drf-spectacular wants to know.
+SPECTACULAR_SETTINGS = {
+    "TITLE": "GPU Torrent",
+    "DESCRIPTION": "Every GPU a team owns behind one OpenAI-compatible endpoint.",
+    "VERSION": "0.1.0",
+    "OAS_VERSION": "3.1.1",
+    "POSTPROCESSING_HOOKS": ["api.openapi.inspector.add_components"],
+    "SWAGGER_UI_DIST": "SIDECAR",  # from our own static files: a closed network has no CDN
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
 
 # -- logs ----------------------------------------------------------------------------------------------
