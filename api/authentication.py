@@ -7,20 +7,20 @@ wrong key costs no more than a right one.
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import logging
 import time
+from collections.abc import Iterable
 
 import redis
-from django.db import DatabaseError, InterfaceError, close_old_connections
+from django.db import DatabaseError, InterfaceError
 from django.db.models import Q
 from django.utils import timezone
 from msgspec import Struct
 
 from api.errors import ApiError, unauthorized
 from api.models import ApiKey
-from gputorrent import credentials
+from gputorrent import credentials, ledger
 from gputorrent.redis import Pipe, blocking
 
 log = logging.getLogger(__name__)
@@ -89,34 +89,42 @@ class KeyRing:
             raise unauthorized("Incorrect API key provided.")
         return caller
 
-    async def refresh(self, pipe: Pipe) -> None:
-        """Read the keys again if any changed."""
+    async def refresh(self, pipe: Pipe) -> bool:
+        """Read the keys again if any changed. Returns whether one is gone that was there before."""
         try:
             version = await pipe.send("GET", VERSION)
         except redis.RedisError:
             version = self._version
         now = time.monotonic()
         if version == self._version and now - self._loaded_at < _RELOAD_SECONDS:
-            return
+            return False
         try:
-            self._callers = await asyncio.to_thread(_load)
+            callers = await ledger.ask(_load)
         except (DatabaseError, InterfaceError) as e:
             log.warning("ledger unavailable error=%s: keeping the keys in memory", type(e).__name__)
-            return
+            return False
+        before, self._callers = self._callers, callers
         self._version, self._loaded_at = version, now
+        return not _keys(before) <= _keys(callers)
+
+    def dead(self, keys: Iterable[int]) -> set[int]:
+        """Those of `keys` that may ask for nothing any more: revoked, expired, or deleted."""
+        now = time.time()
+        good = {c.key for c in self._callers.values() if not c.expires_at or c.expires_at > now}
+        return set(keys) - good
+
+
+def _keys(callers: dict[str, Caller]) -> set[int]:
+    return {caller.key for caller in callers.values()}
 
 
 def _load() -> dict[str, Caller]:
-    close_old_connections()
-    try:
-        valid = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
-        rows = ApiKey.objects.filter(valid, revoked_at=None)
-        return {
-            k.key_hash: Caller(k.pk, k.name, k.staff, k.expires_at.timestamp() if k.expires_at else 0.0)
-            for k in rows
-        }
-    finally:
-        close_old_connections()
+    valid = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
+    rows = ApiKey.objects.filter(valid, revoked_at=None)
+    return {
+        k.key_hash: Caller(k.pk, k.name, k.staff, k.expires_at.timestamp() if k.expires_at else 0.0)
+        for k in rows
+    }
 
 
 def require_staff(caller: Caller) -> None:

@@ -12,6 +12,7 @@ from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from gputorrent import tracing
 from jobs.errors import JobError
+from jobs.interactive import InteractiveJob
 from worker_agent.contract import Chunk
 
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -57,8 +58,7 @@ async def complete(gateway: Gateway, path: str, headers: Mapping[bytes, bytes], 
         trace.job = job.id
         if request.stream and not job.node:
             # It waits, perhaps for a model to be loaded: the stream opens now and is kept alive meanwhile.
-            parts = streaming.waiting(gateway.dispatcher, job)
-            return Answer(200, SSE, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+            return _stream(gateway, job, streaming.waiting(gateway.dispatcher, job))
         first = await gateway.dispatcher.first(job)
     except JobError as e:
         trace.job = e.job
@@ -66,11 +66,14 @@ async def complete(gateway: Gateway, path: str, headers: Mapping[bytes, bytes], 
     except ApiError as e:
         return refuse(e)
     if isinstance(first, Chunk):
-        parts = streaming.events(gateway.dispatcher, job, first.data)
-        return Answer(200, SSE, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+        return _stream(gateway, job, streaming.events(gateway.dispatcher, job, first.data))
     if first.status >= 400:
         return refuse(streaming.engine_refusal(first.status, first.body))
     return Answer(first.status, SSE if request.stream else JSON, first.body)
+
+
+def _stream(gateway: Gateway, job: InteractiveJob, parts: AsyncGenerator[bytes, None]) -> Answer:
+    return Answer(200, SSE, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
 
 
 def must_be_json(headers: Mapping[bytes, bytes]) -> None:

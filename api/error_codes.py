@@ -150,6 +150,12 @@ TABLE: Final[tuple[Code, ...]] = (
         "Use one of those.",
     ),
     Code(
+        "cancelled", 400, INVALID,
+        "Somebody asked for the job's end (`DELETE /jobs/{id}`, or the admin) while its caller waited.",
+        "Nothing, if it was you.",
+        retry=False,
+    ),
+    Code(
         "request_held_off", 422, INVALID,
         "This very request has brought down several engines. It is refused for `GPUTORRENT_HOLD_OFF_SECONDS` "
         "(600 s).",
@@ -186,6 +192,11 @@ TABLE: Final[tuple[Code, ...]] = (
     Code(
         "broker_unavailable", 503, UNAVAILABLE,
         "Redis does not answer, so nothing can be placed.",
+        "Try again after `Retry-After` seconds.",
+    ),
+    Code(
+        "ledger_unavailable", 503, UNAVAILABLE,
+        "The database does not answer. Completions go on; what reads or writes the ledger waits for it.",
         "Try again after `Retry-After` seconds.",
     ),
     Code(

@@ -8,13 +8,14 @@ from typing import Any, Final
 import msgspec
 import redis
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
 from django.http import Http404
 from rest_framework import exceptions
 from rest_framework.response import Response
 
 from api.error_codes import CODES, Code
 from gputorrent import tracing
-from jobs.errors import BrokerUnavailable, JobError
+from jobs.errors import BrokerUnavailable, JobError, NoSuchModel
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,16 @@ def of_job(error: JobError) -> ApiError:
     return ApiError(error.code, str(error), retry_after=error.retry_after)
 
 
+def no_such_model(model: str) -> ApiError:
+    """Nobody here offers the model."""
+    return of_job(NoSuchModel(f"The model `{model[:200]}` does not exist: no node offers it."))
+
+
+def ledger_unavailable() -> ApiError:
+    """The database is away, or does not answer."""
+    return ApiError("ledger_unavailable", "the database is unavailable for the moment", retry_after=2.0)
+
+
 def unexpected() -> ApiError:
     """Something of ours is broken; the log has the traceback."""
     return ApiError("internal_error", "An internal error occurred.")
@@ -106,6 +117,10 @@ def too_large(limit: int) -> ApiError:
     """The body has more than `limit` bytes. The rest of it is not read, so the connection ends."""
     message = f"The request body is larger than {limit} bytes."
     return ApiError("request_too_large", message, headers=[(b"connection", b"close")])
+
+
+_LEDGER: Final = (DatabaseError, InterfaceError)
+_OURS: Final = (DataError, IntegrityError)  # what the database says of a mistake in here
 
 
 def drf_exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
@@ -126,6 +141,9 @@ def of_exception(exc: Exception, view: Any = None) -> ApiError | None:
     if isinstance(exc, redis.RedisError):
         log.warning("redis unavailable error=%s", type(exc).__name__)
         return of_job(BrokerUnavailable("the queue is unavailable for the moment"))
+    if isinstance(exc, _LEDGER) and not isinstance(exc, _OURS):
+        log.warning("ledger unavailable error=%s", type(exc).__name__)
+        return ledger_unavailable()
     if isinstance(exc, exceptions.MethodNotAllowed):
         allow = ", ".join(view.allowed_methods) if view else ""
         return ApiError("method_not_allowed", str(exc.detail), headers=[(b"allow", allow.encode())])

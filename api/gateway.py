@@ -9,11 +9,14 @@ from typing import Any
 
 import redis
 from django.conf import settings
+from django.db import DatabaseError, InterfaceError
 
 from api.authentication import KeyRing
 from api.errors import ApiError
 from gputorrent import background
+from jobs import cancelling
 from jobs.dispatch import Dispatcher
+from jobs.errors import KeyRevoked
 from jobs.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ class Gateway:
         self.watch = Watch(self.dispatcher)
         self.keys = KeyRing()
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect. Raises `redis.RedisError` when Redis stays away for 15 s."""
@@ -49,14 +53,31 @@ class Gateway:
         self._task = asyncio.create_task(self._refresh_keys(), name="gateway.keys")
 
     async def stop(self) -> None:
-        await background.end([self._task])
+        await background.end([self._task, self._ending])
         await self.watch.stop()
         await self.dispatcher.stop()
 
     async def _refresh_keys(self) -> None:
         while True:
             await asyncio.sleep(settings.SNAPSHOT_SECONDS)
-            await self.keys.refresh(self.dispatcher.pipe)
+            gone = await self.keys.refresh(self.dispatcher.pipe)
+            self._end_jobs_of_dead_keys()
+            if gone and (self._ending is None or self._ending.done()):
+                self._ending = asyncio.create_task(self._end_asynchronous_jobs(), name="gateway.ending")
+
+    def _end_jobs_of_dead_keys(self) -> None:
+        """Those whose callers wait here; every look, since a key may also just expire."""
+        jobs = self.dispatcher.jobs.values()
+        dead = self.keys.dead({job.request.key for job in jobs if job.request.key is not None})
+        for job in [job for job in jobs if job.request.key in dead]:
+            self.dispatcher.cancel(job.id, KeyRevoked())
+
+    async def _end_asynchronous_jobs(self) -> None:
+        """Those in the ledger: at once here, or with the next sweep."""
+        try:
+            await cancelling.end_those_of_dead_keys(self.dispatcher.board, self.dispatcher.pipe)
+        except (DatabaseError, InterfaceError) as e:
+            log.warning("ledger unavailable error=%s: the sweep ends a dead key's jobs", type(e).__name__)
 
 
 def of(scope: Mapping[str, Any]) -> Gateway:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import re
 from typing import Any
 
-import msgspec
 import redis
-from asgiref.sync import sync_to_async
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Count, Sum
 from django.utils import timezone
 
+from gputorrent import ledger
 from jobs import heals
 from jobs.dispatch import Dispatcher
 from jobs.models import TERMINAL, Job, JobState
 from nodes.models import Node, NodeState
 from worker_agent.contract import ModelState
-
-_JOB_ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
 
 
 def models(dispatcher: Dispatcher) -> list[dict[str, Any]]:
@@ -46,56 +42,6 @@ def models(dispatcher: Dispatcher) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def job(job_id: str, *, key: int | None) -> dict[str, Any] | None:
-    """One job with its attempts; only if it belongs to `key`, unless that is None (staff)."""
-    found = _JOB_ID.fullmatch(job_id)
-    if not found:
-        return None
-    rows = Job.objects.filter(pk=found[1]).prefetch_related("attempts__node")
-    row = (rows if key is None else rows.filter(key_id=key)).first()
-    if row is None:
-        return None
-    answer: dict[str, Any] = {
-        "id": row.id,
-        "object": "job",
-        "status": row.state,
-        "model": row.model,
-        "url": row.path,
-        "stream": row.stream,
-        "asynchronous": row.asynchronous,
-        "created": _seconds(row.created_at),
-        "placed": _seconds(row.placed_at),
-        "first_token": _seconds(row.first_token_at),
-        "finished": _seconds(row.finished_at),
-        "why": row.why or None,
-        "attempts": [
-            {
-                "number": a.number,
-                "node": a.node.name if a.node else None,
-                "outcome": a.outcome or None,
-                "reason": a.reason or None,
-                "claimed": _seconds(a.claimed_at),
-                "placed": _seconds(a.placed_at),
-                "finished": _seconds(a.finished_at),
-            }
-            for a in row.attempts.all()
-        ],
-        "usage": None,
-        "error": None,
-    }
-    if row.state == JobState.COMPLETED:
-        answer["usage"] = {
-            "prompt_tokens": row.prompt_tokens,
-            "completion_tokens": row.completion_tokens,
-            "total_tokens": row.prompt_tokens + row.completion_tokens,
-        }
-    if row.error_code:
-        answer["error"] = {"code": row.error_code, "message": row.error_message}
-    if row.asynchronous:
-        answer["result"] = msgspec.json.decode(bytes(row.result)) if row.result else None
-    return answer
 
 
 def workers() -> list[dict[str, Any]]:
@@ -173,11 +119,11 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
     """Nodes by state, models with slots and queues, circuit breakers that are not closed, jobs by state."""
     snapshot = dispatcher.snapshot
     names = sorted(snapshot.by_model)
-    (waiting, depths), seen, healed, ledger = await asyncio.gather(
+    (waiting, depths), seen, healed, recorded = await asyncio.gather(
         dispatcher.board.depths(names),
         dispatcher.board.look(),
         heals.read(dispatcher.pipe),
-        sync_to_async(_ledger)(),
+        ledger.ask(_ledger),
     )
     loads = seen.loads
     each = []
@@ -205,7 +151,7 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
         for b in seen.breakers.values()
     ]
     state = {"waiting": waiting, "breakers": breakers, "heals": healed}
-    return {"object": "cluster", "models": each, **state, **ledger}
+    return {"object": "cluster", "models": each, **state, **recorded}
 
 
 def _ledger() -> dict[str, Any]:
@@ -239,9 +185,8 @@ async def readiness(dispatcher: Dispatcher) -> dict[str, str]:
 
     async def database() -> str:
         try:
-            async with asyncio.timeout(2):
-                await asyncio.to_thread(_select_one)
-        except (DatabaseError, InterfaceError, TimeoutError) as e:
+            await ledger.within(2, _select_one)
+        except (DatabaseError, InterfaceError) as e:
             return type(e).__name__
         return "ok"
 
@@ -250,11 +195,8 @@ async def readiness(dispatcher: Dispatcher) -> dict[str, str]:
 
 
 def _select_one() -> None:
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    finally:
-        connection.close()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
 
 
 def _seconds(moment: datetime.datetime | None) -> float | None:

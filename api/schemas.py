@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from api import chat, sampling, text
 from api.chat import ChatCompletion
-from api.errors import ApiError, invalid
+from api.errors import ApiError, invalid, no_such_model
 from api.sampling import Sampling, StreamOptions
 from api.text import Completion, Embedding
 from jobs import prompt
@@ -82,9 +82,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
         raise ApiError("nested_too_deeply", f"The body is nested deeper than {DEEPEST} levels.")
     schema.check(wanted)
     if not MODEL_NAME.fullmatch(wanted.model):
-        raise ApiError(
-            "model_not_found", f"The model `{wanted.model[:200]}` does not exist: no node offers it."
-        )
+        raise no_such_model(wanted.model)
     if not isinstance(wanted, Sampling):
         return Request(path, wanted.model, body, False, False, key)
     sampling.check(wanted)

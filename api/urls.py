@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from api import views
+from api import jobs, views
 from nodes.steering import MODEL_VERBS, NODE_VERBS
 
 _NODE_VERBS, _MODEL_VERBS = "|".join(NODE_VERBS), "|".join(MODEL_VERBS)
@@ -12,8 +12,8 @@ urlpatterns = [
     path("v1/chat/completions", views.CompletionView.as_view()),
     path("v1/models", views.ModelsView.as_view()),
     path("v1/models/<path:model>", views.ModelView.as_view()),
-    path("jobs", views.JobsView.as_view()),
-    path("jobs/<str:job>", views.JobView.as_view()),
+    path("jobs", jobs.JobsView.as_view()),
+    path("jobs/<str:job>", jobs.JobView.as_view()),
     path("workers", views.WorkersView.as_view()),
     re_path(rf"^workers/(?P<node>[\w.-]+)/models/(?P<verb>{_MODEL_VERBS})$", views.WorkerModelView.as_view()),
     re_path(rf"^workers/(?P<node>[\w.-]+)/(?P<verb>{_NODE_VERBS})$", views.WorkerView.as_view()),

@@ -1,23 +1,23 @@
-"""The documented doors, on Django REST Framework: OpenAI's paths under /v1, jobs, and the cluster's state."""
+"""The documented doors, on Django REST Framework: OpenAI's paths under /v1, and the cluster's state (those of
+jobs: `api.jobs`)."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import msgspec
 from adrf.views import APIView
-from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user
+from django.contrib.auth.models import AbstractUser
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import gateway, priority, reading, schemas, steering
+from api import gateway, reading, steering
 from api.authentication import Caller, require_staff
 from api.completion import Answer, complete, must_be_json
-from api.errors import ApiError, invalid, unexpected
-from gputorrent import tracing
-from jobs import asynchronous
+from api.errors import ApiError, invalid, no_such_model, unauthorized, unexpected
+from gputorrent import ledger, tracing
 
 
 def _gateway(request: Request) -> gateway.Gateway:
@@ -41,10 +41,18 @@ async def _staff(request: Request) -> str:
         caller = _caller(request)
         require_staff(caller)
         return f"key {caller.name}"
-    user = await request._request.auser()
-    if not (user.is_active and user.is_staff):
+    name = await ledger.ask(_staff_user, request._request)
+    if name is None:
         _caller(request)  # says what is missing
-    return user.get_username()
+        raise unauthorized("This needs a staff key, or a staff user's session in the admin.")
+    return name
+
+
+def _staff_user(request: HttpRequest) -> str | None:
+    user = get_user(request)
+    return (
+        user.get_username() if isinstance(user, AbstractUser) and user.is_active and user.is_staff else None
+    )
 
 
 class _Stream(StreamingHttpResponse):
@@ -100,66 +108,7 @@ class ModelView(APIView):
         for found in reading.models(_gateway(request).dispatcher):
             if found["id"] == model:
                 return Response(found)
-        raise invalid(f"The model `{model[:200]}` does not exist.", code="model_not_found", param="model")
-
-
-class JobsView(APIView):
-    """``POST /jobs``: accept a request and answer 202 at once; ``GET /jobs/{id}`` has the result later.
-
-    The body is a chat or text completion request as under /v1; the kind follows from its fields, or from
-    ``{"url": "/v1/...", "body": {...}}``, as in a line of OpenAI's batch files.
-    """
-
-    async def post(self, request: Request) -> Response:
-        caller = _caller(request)
-        must_be_json(_headers(request))
-        path, body = _unwrap(request._request.body)
-        wanted = schemas.parse(path, body, key=caller.key)
-        wanted = priority.apply(wanted, caller, request.headers.get(priority.HEADER, ""))
-        if wanted.stream:
-            raise invalid("An asynchronous job cannot be streamed.", param="stream")
-        dispatcher = _gateway(request).dispatcher
-        if wanted.model not in dispatcher.snapshot.by_model:
-            raise invalid(
-                f"The model `{wanted.model}` does not exist: no node offers it.",
-                code="model_not_found",
-                param="model",
-            )
-        dispatcher.check_held_off(wanted)
-        job = await sync_to_async(asynchronous.submit)(wanted)
-        answer = {"id": job.id, "object": "job", "status": job.state, "model": job.model}
-        return Response(answer, status=202, headers={"Location": f"/jobs/{job.id}"})
-
-
-def _unwrap(body: bytes) -> tuple[str, bytes]:
-    try:
-        whole: Any = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise invalid(f"The body is not a JSON object: {str(e)[:200]}", code="invalid_json") from None
-    if "url" in whole or "body" in whole:
-        if "url" not in whole or "body" not in whole:
-            missing = "body" if "url" in whole else "url"
-            raise invalid(
-                f"Missing required parameter: '{missing}'.", code="missing_required_parameter", param=missing
-            )
-        url = msgspec.json.decode(whole["url"])
-        if not isinstance(url, str) or url not in schemas.SCHEMAS:
-            raise invalid(
-                f"'url' must be one of {', '.join(schemas.SCHEMAS)}.", code="invalid_value", param="url"
-            )
-        return url, bytes(whole["body"])
-    return ("/v1/chat/completions" if "messages" in whole else "/v1/completions"), body
-
-
-class JobView(APIView):
-    """``GET /jobs/{id}``: where a job stands, and the result of an asynchronous one. Keys see their own."""
-
-    async def get(self, request: Request, job: str) -> Response:
-        caller = _caller(request)
-        found = await sync_to_async(reading.job)(job, key=None if caller.staff else caller.key)
-        if found is None:
-            raise invalid("No such job.", code="job_not_found")
-        return Response(found)
+        raise no_such_model(model)
 
 
 class WorkersView(APIView):
@@ -167,7 +116,7 @@ class WorkersView(APIView):
 
     async def get(self, request: Request) -> Response:
         await _staff(request)
-        return Response({"object": "list", "data": await sync_to_async(reading.workers)()})
+        return Response({"object": "list", "data": await ledger.ask(reading.workers)})
 
 
 class WorkerView(APIView):
@@ -175,7 +124,7 @@ class WorkerView(APIView):
 
     async def post(self, request: Request, node: str, verb: str) -> Response:
         by = await _staff(request)
-        return Response(await sync_to_async(steering.steer)(node, verb, by))
+        return Response(await ledger.ask(steering.steer, node, verb, by))
 
 
 class WorkerModelView(APIView):
@@ -190,7 +139,7 @@ class WorkerModelView(APIView):
             raise invalid(
                 f'Send {{"model": NAME}}: {str(e)[:200]}', code="invalid_value", param="model"
             ) from None
-        return Response(await sync_to_async(steering.steer_model)(node, verb, model, by), status=202)
+        return Response(await ledger.ask(steering.steer_model, node, verb, model, by), status=202)
 
 
 class ClusterStatusView(APIView):

@@ -206,6 +206,7 @@ def web_of_two_killed(run: Run) -> tuple[float | None, float]:
     second = run.cluster.start_web(port)
     run.cluster.agent_ready("one", *SLOW)
     run.stream(f"http://127.0.0.1:{port}")
+    run.cluster.until(lambda: run.cluster.job(run.job).get("status") == "running", "it is recorded", 10)
     run.now()
     second.kill()
     told, served = run.wait_told(), run.served()

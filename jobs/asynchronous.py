@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import random
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import redis
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from gputorrent.redis import Pipe, piped
-from jobs import breaker, interactive, poison, prompt, routing, spreading
+from jobs import breaker, cancelling, interactive, poison, prompt, routing, spreading
 from jobs.board import Board, Full, Placed
 from jobs.breaker import Verdict
 from jobs.candidates import candidates
 from jobs.errors import HeldOff
 from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
-from jobs.models import Attempt, Job, JobState
+from jobs.mailbox import tell
+from jobs.models import TERMINAL, Attempt, Job, JobState
 from nodes.models import Node
 from nodes.registry import Refusal, check_incarnation
 from nodes.view import Snapshot
-from worker_agent.contract import FIELD, Done, Failed, Load, Report, Work, control_key, encode
+from worker_agent.contract import Done, Failed, Load, Outcome, Report, Work
 
 log = logging.getLogger(__name__)
 
@@ -40,25 +43,46 @@ class TryAgainLater(Exception):
     """Nothing can be decided now; the sweep queues the job again."""
 
 
-def submit(request: Request) -> Job:
-    """Accept a job: committed before this returns, then queued for routing."""
+class TooLate(DatabaseError):
+    """The ledger was so slow that the caller has been refused meanwhile."""
+
+
+def accept(request: Request, give_up_at: float = math.inf) -> Job:
+    """Accept a job: committed before this returns. To be queued next (`queue`).
+
+    Raises `TooLate`, with nothing kept, when it comes to the commit after `give_up_at` (monotonic seconds):
+    a caller who was refused sends it again.
+    """
+    with transaction.atomic():
+        job = Job.objects.create(
+            id=new_job_id(),
+            path=request.path,
+            model=request.model,
+            key_id=request.key,
+            asynchronous=True,
+            priority=request.priority,
+            request=request.body,
+        )
+        if time.monotonic() > give_up_at:
+            raise TooLate("the caller has been refused")
+    return job
+
+
+def queue(job: Job) -> None:
+    """Queue a new job for routing. After the commit, or a fast worker would look for a row that is not there
+    yet. When Redis is away the job is safe in the ledger, and the sweep queues it."""
     from jobs import tasks
 
-    job = Job.objects.create(
-        id=new_job_id(),
-        path=request.path,
-        model=request.model,
-        key_id=request.key,
-        asynchronous=True,
-        priority=request.priority,
-        request=request.body,
-    )
-    # After the commit, or a fast worker would look for a row that is not there yet. When Redis is away the
-    # job is safe in the ledger, and the sweep queues it.
     try:
-        transaction.on_commit(lambda: tasks.enqueue_routing(job.id, 0))
+        tasks.enqueue_routing(job.id, 0)
     except redis.RedisError as e:
         log.warning("redis unavailable error=%s job=%s waits for the sweep", type(e).__name__, job.id)
+
+
+def submit(request: Request) -> Job:
+    """Accept a job and queue it, for whoever may block."""
+    job = accept(request)
+    queue(job)
     return job
 
 
@@ -81,15 +105,27 @@ async def route(job_id: str) -> str:
         return await _route(*found, snapshot, board, pipe)
 
 
-def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
+_NOT_AGAINST_THE_NODE = interactive.NO_FAULT | {
+    interactive.NODE_LOST,
+    Outcome.DRAINING,
+    Outcome.ENGINE_BUSY,
+}
+"""Nobody waits: what was so a while ago need not keep a job from the only node there is."""
+
+
+def _open_job(job_id: str) -> tuple[Job, set[str], set[str]] | None:
+    """A pending job, the nodes it has been to, and those of them that are not to see it again."""
     job = Job.objects.filter(pk=job_id, state=JobState.PENDING).first()
     if job is None:
         return None
-    tried = set(job.attempts.exclude(node=None).values_list("node_id", flat=True))
-    return job, {t for t in tried if t}
+    ends = job.attempts.exclude(node=None).values_list("node_id", "outcome")
+    visited = {str(node) for node, _ in ends}
+    return job, visited, {str(node) for node, outcome in ends if outcome not in _NOT_AGAINST_THE_NODE}
 
 
-async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pipe: Pipe) -> str:
+async def _route(
+    job: Job, visited: set[str], tried: set[str], snapshot: Snapshot, board: Board, pipe: Pipe
+) -> str:
     seen, tenant, body = await board.look(), str(job.key_id or 0), bytes(job.request or b"")
     try:
         poison.check(seen.strikes, tenant, job.model, body, time.monotonic())
@@ -98,7 +134,9 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         return f"refused: {e.code}"
     offered = candidates(snapshot, seen.loads, seen.breakers, job.model)
     hints = routing.Hints(prompt.tokens_of_body(body), spreading.drawn(job.id, offered))
-    decision = routing.choose(offered, tried, hints)
+    decision = routing.choose(offered, visited, hints)
+    if isinstance(decision, routing.Refuse) and visited != tried:
+        decision = routing.choose(offered, tried, hints)
     if isinstance(decision, routing.Refuse):
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
             raise TryAgainLater("no live node serves the model")
@@ -115,7 +153,7 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
     if attempt is None:
         return "moved by another"
     if isinstance(decision, routing.Load):
-        await pipe.send("XADD", control_key(decision.node), "*", FIELD, encode(Load(job.model)))
+        await tell(pipe, decision.node, Load(job.model))
     order = [s.node for s in decision.order] if isinstance(decision, routing.Place) else []
     work = Work(
         job=job.id,
@@ -142,11 +180,18 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
     if isinstance(answer, Full):
         await sync_to_async(_unclaim)(attempt)
         raise TryAgainLater("the queue is full")
+    if await sync_to_async(_has_ended)(job.id):  # cancelled while the board was asked
+        await cancelling.withdraw(board, pipe, job.id)
+        return "ended meanwhile"
     if isinstance(answer, Placed):
         why = next((str(s) for s in getattr(decision, "order", ()) if s.node == answer.node), "")
         await sync_to_async(_placed)(job.id, attempt.number, answer.node, why)
         return f"placed on {answer.node}"
     return f"waiting behind {answer.position}"
+
+
+def _has_ended(job_id: str) -> bool:
+    return Job.objects.filter(pk=job_id, state__in=TERMINAL).exists()
 
 
 def _claim(job: Job) -> Attempt | None:
@@ -220,8 +265,8 @@ def _taken(node: Node, message: Report, job: Job | None) -> str:
         return "stale"
     if attempt.outcome:
         return "done" if message.reply is not None and attempt.node_id == node.pk else "stale"
-    if _placed(message.job, message.attempt, node.pk):
-        job.refresh_from_db()
+    _placed(message.job, message.attempt, node.pk)
+    job.refresh_from_db()  # even if that changed nothing: the router may have noted the same just now
     if job.attempt_count != message.attempt or job.state != JobState.RUNNING or job.node_id != node.pk:
         return "stale"
     if message.reply is None:
@@ -287,14 +332,16 @@ def attempt_lost(job: Job, outcome: str, reason: str) -> bool:
     return _fail(job, "upstream_failed", "every attempt was lost with its node")
 
 
-def queue_again(job: Job, quiet: datetime.datetime) -> None:
-    """Nothing moves a pending job; `quiet` is since when nothing should have. Raises `redis.RedisError`."""
+def queue_again(jobs: Sequence[Job], quiet: datetime.datetime) -> int:
+    """Nothing moves these pending jobs, or so it was when they were read; `quiet` is since when nothing
+    should have. Returns how many were queued. Raises `redis.RedisError`."""
     from jobs import tasks
 
-    if job.attempt_count >= settings.ATTEMPTS and not job.attempts.filter(claimed_at__gt=quiet).exists():
-        _fail(job, "upstream_failed", "every attempt was lost on its way to a node")
-        return
-    tasks.enqueue_routing(job.id, job.attempt_count)
+    spent = {job.pk: job for job in jobs if job.attempt_count >= settings.ATTEMPTS}
+    fresh = Attempt.objects.filter(job__in=list(spent), claimed_at__gt=quiet)
+    for name in spent.keys() - set(fresh.values_list("job_id", flat=True)):
+        _fail(spent[name], "upstream_failed", "every attempt was lost on its way to a node")
+    return tasks.enqueue_missing([(job.pk, job.attempt_count) for job in jobs if job.pk not in spent])
 
 
 def _fail(job: Job, code: str, message: str) -> bool:

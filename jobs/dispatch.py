@@ -1,4 +1,4 @@
-"""What can be done with a job whose caller waits: submit, first, follow, abandon. Raises `jobs.errors`.
+"""What can be done with a job whose caller waits: submit, first, follow, abandon, cancel (see `jobs.errors`).
 
 A `Dispatcher` belongs to one web process. `jobs.watch` looks at its jobs a few times a second and ends what
 is overdue, so a request costs no timer of its own.
@@ -25,6 +25,7 @@ from jobs.breaker import Breaker
 from jobs.candidates import candidates
 from jobs.errors import (
     BrokerUnavailable,
+    Cancelled,
     FirstTokenTimeout,
     JobError,
     ModelLoading,
@@ -57,7 +58,7 @@ class Dispatcher:
         pipe = Pipe(self._client)
         self.pipe = pipe
         self.board = Board(pipe)
-        self.mailbox = Mailbox(pipe)
+        self.mailbox = Mailbox(pipe, on_cancel=lambda job: self.cancel(job, Cancelled()))
         self.snapshot = Snapshot()
         self.recorder = Recorder()
         self.affinity, self.spreading = Affinity(), Spreading()
@@ -86,12 +87,12 @@ class Dispatcher:
         await self.recorder.stop()
         await self._client.aclose()
 
-    # -- the four verbs -----------------------------------------------------------------------------
+    # -- the verbs -----------------------------------------------------------------------------
 
     async def submit(self, request: Request) -> InteractiveJob:
         """Accept a job: it is placed, or it waits. Raises `JobError`."""
-        buffer = settings.STREAM_BUFFER_BYTES
-        job = InteractiveJob(interactive.new_job_id(), request, buffer, self.mailbox.web)
+        new_id, web = interactive.new_job_id(), self.mailbox.web
+        job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web)
         self.jobs[job.id] = job
         with self._ending(job):
             await self._place(job)
@@ -171,6 +172,16 @@ class Dispatcher:
             self._effect(self._leave_queue(job))
         self.stop_left(job)
 
+    def cancel(self, job_id: str, error: JobError) -> bool:
+        """End a job whose caller still waits, and is told `error`. False if none such lives here."""
+        job = self.jobs.get(job_id)
+        if job is None or job.left_at or job.ended:
+            return False
+        job.error_message = str(error)
+        self.abandon(job, error.code)
+        job.stop(error)
+        return True
+
     def stop_left(self, job: InteractiveJob) -> None:
         """Tell the node to stop what nobody waits for any more, once it is known which node that is.
 
@@ -187,7 +198,7 @@ class Dispatcher:
 
     def clear_abandoned(self, job: InteractiveJob) -> None:
         """The node has stopped an abandoned attempt, or is not going to say so."""
-        job.attempt_over(Outcome.CANCELLED, "the caller left")
+        job.attempt_over(Outcome.CANCELLED, job.error_message or "the caller left")
         self.settle(job)
         self._forget(job)
         self.recorder.note(job)
@@ -383,6 +394,8 @@ class Dispatcher:
             self._end(job, Move.FAIL, code="rejected_by_engine", message=f"the engine answered {done.status}")
 
     def _end(self, job: InteractiveJob, how: Move, *, code: str = "", message: str = "") -> None:
+        if job.left_at:
+            return  # its end is noted; the end of its attempt is seen to by the watch
         if job.move(how):
             job.error_code, job.error_message = code, message
         self._forget(job)

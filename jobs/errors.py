@@ -11,6 +11,8 @@ JobError
 +-- FirstTokenTimeout  placed, but no answer began in time
 +-- UpstreamFailed     every attempt failed, or the answer broke off
 +-- BrokerUnavailable  Redis is away
++-- Cancelled          somebody asked for its end
++-- KeyRevoked         its key was revoked, or has expired
 """
 
 from __future__ import annotations
@@ -77,3 +79,19 @@ class UpstreamFailed(JobError):
 class BrokerUnavailable(JobError):
     code = "broker_unavailable"
     retry_after = 2.0
+
+
+class Cancelled(JobError):
+    code = "cancelled"
+    move = Move.CANCEL
+
+    def __init__(self, message: str = "the job was cancelled") -> None:
+        super().__init__(message)
+
+
+class KeyRevoked(JobError):
+    code = "invalid_api_key"
+    move = Move.CANCEL
+
+    def __init__(self, message: str = "The API key was revoked, or has expired.") -> None:
+        super().__init__(message)

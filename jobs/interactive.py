@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from jobs import lifecycle
+from jobs.errors import JobError
 from jobs.lifecycle import Move
 from jobs.models import TERMINAL, Attempt, Job, JobState
 from jobs.prompt import NO_PREFIX, Prefix
@@ -22,7 +23,6 @@ WIRE_LOST: Final = "wire_lost"
 SEQUENCE_GAP: Final = "sequence_gap"
 QUEUE_TIMEOUT: Final = "queue_timeout"
 SLOW_CLIENT: Final = "slow_client"
-KEY_REVOKED: Final = "key_revoked"
 UNSERVABLE: Final = "unservable"
 LOAD_TIMEOUT: Final = "load_timeout"
 
@@ -110,7 +110,8 @@ class InteractiveJob:
     wait_limit: float = 0.0  # seconds
     placed_since: float = 0.0
     heard_at: float = 0.0
-    left_at: float = 0.0  # the caller has gone; only the end of the attempt is awaited
+    left_at: float = 0.0  # the caller has gone, or was sent away; only the end of the attempt is awaited
+    stopped: JobError | None = None  # what a caller who was sent away is told
     cancel_sent: bool = False
     leaving: bool = False  # a step to take it off the board is under way
     leave_tries: int = 0
@@ -126,7 +127,10 @@ class InteractiveJob:
     # -- attempts ------------------------------------------------------------------------------------
 
     def claim(self) -> None:
-        """Begin the next attempt: it counts from here, whatever becomes of it."""
+        """Begin the next attempt: it counts from here, whatever becomes of it. Raises what a job that was
+        stopped meanwhile was stopped with."""
+        if self.stopped:
+            raise self.stopped
         self.attempt += 1
         self.lease = secrets.token_bytes(16)
         self.next_seq = 0
@@ -151,7 +155,7 @@ class InteractiveJob:
     def tried(self) -> set[str]:
         """Nodes where an attempt has failed. What the wire lost says nothing against its node, nor does work
         that came just as its model was unloaded."""
-        return {t.node for t in self.tries if t.node and t.outcome not in _NO_FAULT}
+        return {t.node for t in self.tries if t.node and t.outcome not in NO_FAULT}
 
     @property
     def visited(self) -> set[str]:
@@ -226,16 +230,27 @@ class InteractiveJob:
         self.attempt_over(lost.outcome, lost.message)
         self._put(lost)
 
+    def stop(self, error: JobError) -> None:
+        """Send the caller away: after the chunks that have gathered, `next` raises `error`."""
+        self.stopped = error
+        self._wake()
+
     def _put(self, event: Event) -> None:
         self._events.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     # -- events out ----------------------------------------------------------------------------------
 
     async def next(self) -> Event:
-        """The next event of the live attempt; chunks that gathered meanwhile come as one."""
+        """The next event of the live attempt; chunks that gathered meanwhile come as one. Raises what the
+        job was stopped with."""
         while not self._events:
+            if self.stopped:
+                raise self.stopped
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -243,6 +258,8 @@ class InteractiveJob:
                 self._waiter = None
         event = self._events.popleft()
         if not isinstance(event, Chunk):
+            if self.stopped:
+                raise self.stopped
             return event
         self._buffered -= len(event.data)
         if not self._events or not isinstance(self._events[0], Chunk):
@@ -270,9 +287,9 @@ class InteractiveJob:
             priority=self.request.priority,
             key_id=self.request.key,
             node_id=placed.node if placed else None,
+            web=self.web,
             attempt_count=self.attempt,
             why=self.why[:300],
-            web=self.web,
             created_at=_at(self.created_at),
             placed_at=_moment(placed.placed_at) if placed else None,
             first_token_at=_moment(self.first_byte_at),
@@ -308,7 +325,7 @@ def _moment(seconds: float) -> datetime.datetime | None:
     return _at(seconds) if seconds else None
 
 
-_NO_FAULT: Final = frozenset({WIRE_LOST, Outcome.MODEL_NOT_READY})
+NO_FAULT: Final = frozenset({WIRE_LOST, Outcome.MODEL_NOT_READY})
 
 RETRYABLE: Final = frozenset(
     {

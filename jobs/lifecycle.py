@@ -50,11 +50,12 @@ def after(state: JobState, how: Move) -> JobState | None:
     return to if state in froms else None
 
 
-def move(job: Job, how: Move, **columns: Any) -> bool:
+def move(job: Job, how: Move, *, outcome: str = "", **columns: Any) -> bool:
     """Move a job in the ledger if it is still as it was read (state and attempt). Returns whether it was.
 
     The attempt number is part of the condition, so that a late word from a lost node changes nothing.
-    Attempts that are still open when their job ends (nobody heard of them again) end with it, as it did.
+    Attempts that are still open when their job ends (nobody heard of them again) end with it: as `outcome`
+    says, else as the job did.
     """
     to = after(JobState(job.state), how)
     if to is None:
@@ -66,7 +67,9 @@ def move(job: Job, how: Move, **columns: Any) -> bool:
         if not changed:
             return False
         if to in TERMINAL:
-            job.attempts.filter(outcome="").update(outcome=to.value, finished_at=timezone.now())
+            ended = outcome or columns.get("error_code") or to.value
+            reason = columns.get("error_message", "")
+            job.attempts.filter(outcome="").update(outcome=ended, reason=reason, finished_at=timezone.now())
     job.state, job.version = to, job.version + 1
     for name, value in columns.items():
         setattr(job, name, value)

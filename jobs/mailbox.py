@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 import redis
 import redis.asyncio
 
-from gputorrent import background
+from gputorrent import background, credentials
 from gputorrent.redis import ANSWER_SECONDS, Pipe, asynchronous
 from worker_agent.contract import (
     FIELD,
@@ -40,6 +42,7 @@ _REFRESH_SECONDS = 2.0
 _BLOCK_MS = 1000
 _PER_READ = 2000
 _PLACED = b"p"
+_CANCEL = b"c"
 
 
 def web_key(web: str) -> str:
@@ -60,11 +63,12 @@ class Attempted(Protocol):
 
 
 class Mailbox:
-    def __init__(self, pipe: Pipe) -> None:
+    def __init__(self, pipe: Pipe, on_cancel: Callable[[str], object] = lambda job: None) -> None:
         self.web = secrets.token_hex(8)
         self.stale = 0
         """Messages that matched no live attempt, since start."""
         self._pipe = pipe
+        self._on_cancel = on_cancel
         self._jobs: dict[str, Attempted] = {}
         self._reader: redis.asyncio.Redis | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -112,8 +116,13 @@ class Mailbox:
         return self.tell(node, Cancel(job, attempt))
 
     def tell(self, node: str, message: Control) -> asyncio.Future[Any]:
-        key = control_key(node)
-        return self._pipe.send("XADD", key, "MAXLEN", "~", 10_000, "*", FIELD, encode(message))
+        return tell(self._pipe, node, message)
+
+    async def ask_to_cancel(self, web: str, job: str) -> bool:
+        """Ask the web process that answers a job to end it. False if that process has no reply stream, so is
+        gone (or Redis was emptied a moment ago)."""
+        text = f"{job} {_proof(web, job)}"
+        return await self._pipe.send("XADD", reply_key(web), "NOMKSTREAM", "*", _CANCEL, text) is not None
 
     # -- the two loops -------------------------------------------------------------------------------
 
@@ -166,6 +175,8 @@ class Mailbox:
                 self._hand_over(reply)
         elif _PLACED in fields:
             self._take_placed(fields[_PLACED].decode("ascii", "replace"))
+        elif _CANCEL in fields:
+            self._take_cancel(fields[_CANCEL].decode("ascii", "replace"))
 
     def _hand_over(self, reply: Chunk | Done | Failed) -> None:
         job = self._jobs.get(reply.job)
@@ -194,6 +205,25 @@ class Mailbox:
             self.stale += 1
             return
         job.on_placed(node)
+
+    def _take_cancel(self, text: str) -> None:
+        # Nodes may append to this stream too, so another web process proves itself. It says nothing new the
+        # second time; and no node can read what it would repeat.
+        job, _, proof = text.partition(" ")
+        if not hmac.compare_digest(proof, _proof(self.web, job)):
+            self.stale += 1
+            return
+        self._on_cancel(job)
+
+
+def tell(pipe: Pipe, node: str, message: Control) -> asyncio.Future[Any]:
+    """Append to a node's control stream."""
+    return pipe.send("XADD", control_key(node), "MAXLEN", "~", 10_000, "*", FIELD, encode(message))
+
+
+def _proof(web: str, job: str) -> str:
+    """What only the coordinator's processes can know: they share the server's secret."""
+    return credentials.digest(f"cancel {job} at {web}")
 
 
 def entries_of(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -47,10 +47,10 @@ class Job(models.Model):
         db_constraint=False,
         related_name="jobs",
     )
+    # The web process whose caller waits: who can be told to stop, and whose death ends the job.
+    web = models.CharField(max_length=16, blank=True, editable=False)
     attempt_count = models.PositiveSmallIntegerField("attempts", default=0)
     why = models.CharField("why this node", max_length=300, blank=True)
-    # The web process that answers; empty for asynchronous jobs.
-    web = models.CharField(max_length=16, blank=True, editable=False)
 
     created_at = models.DateTimeField(default=timezone.now)
     placed_at = models.DateTimeField(null=True, blank=True)
@@ -63,9 +63,11 @@ class Job(models.Model):
     error_code = models.CharField(max_length=60, blank=True)
     error_message = models.CharField(max_length=500, blank=True)
 
-    # Kept for asynchronous jobs only, and only until the result is read or its time is over.
+    # Kept for asynchronous jobs only: the request until the end, the result until a while after its owner
+    # has first read it, or its time is over.
     request = models.BinaryField(null=True, blank=True, editable=False)
     result = models.BinaryField(null=True, blank=True, editable=False)
+    result_read_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         ordering = ["-id"]
@@ -74,6 +76,11 @@ class Job(models.Model):
             models.Index(fields=["key", "-id"]),
             models.Index(fields=["model", "-id"]),
             models.Index(fields=["finished_at"]),
+            models.Index(
+                fields=["finished_at", "result_read_at"],
+                condition=models.Q(result__isnull=False),
+                name="jobs_with_a_result",
+            ),
         ]
 
     def __str__(self) -> str:

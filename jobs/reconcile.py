@@ -89,7 +89,6 @@ def _fail_records(webs: Iterable[str]) -> int:
     for job in rows.filter(asynchronous=False).defer("request", "result")[:_AT_ONCE] if webs else ():
         message = "the process that answered has died"
         if move(job, Move.FAIL, finished_at=now, error_code="coordinator_lost", error_message=message):
-            job.attempts.filter(outcome="").update(outcome="coordinator_lost", finished_at=now)
             failed += 1
     return failed
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection
 
-from gputorrent import background
+from gputorrent import background, ledger
 from jobs import lifecycle
 from jobs.interactive import InteractiveJob
 
@@ -25,6 +25,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._changed: dict[str, InteractiveJob] = {}
+        self._writing: set[str] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
@@ -53,6 +54,22 @@ class Recorder:
         while self._changed and await self._write_batch():
             pass
 
+    async def written(self, job_id: str) -> None:
+        """Wait until what was noted of a job is in the ledger, or the ledger has failed to take it. Raises
+        `LedgerTimeout`."""
+        if job_id not in self._changed and job_id not in self._writing:
+            return
+        try:
+            async with asyncio.timeout(ledger.ANSWER_SECONDS):
+                # Shielded: a batch that is cancelled on its way would be lost.
+                await asyncio.shield(asyncio.ensure_future(self._catch_up()))
+        except TimeoutError:
+            raise ledger.LedgerTimeout("the records are not written in time") from None
+
+    async def _catch_up(self) -> None:
+        await self.flush()
+        await self._in_thread(lambda: None)  # behind the batch that was under way
+
     async def _write_forever(self) -> None:
         pause = settings.RECORD_SECONDS
         while True:
@@ -69,6 +86,7 @@ class Recorder:
         records = [job.record() for job in batch]
         jobs = [job for job, _ in records]
         attempts = [attempt for _, made in records for attempt in made]
+        self._writing.update(ids)
         try:
             await self._in_thread(lambda: _write(jobs, attempts))
         except (DatabaseError, InterfaceError) as e:
@@ -82,6 +100,8 @@ class Recorder:
                 else:
                     self.dropped += 1
             return False
+        finally:
+            self._writing.difference_update(ids)
         return True
 
     async def _in_thread(self, call: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from gputorrent.redis import piped
-from jobs import asynchronous, breaker, interactive, reconcile
+from jobs import asynchronous, breaker, cancelling, interactive, reconcile
 from jobs.board import Board, Held
 from jobs.breaker import Verdict
 from jobs.models import Job, JobState
@@ -36,13 +36,15 @@ async def sweep() -> dict[str, int]:
         healed = await reconcile.reconcile(pipe, board, snapshot)
         for job_id in await board.overdue():
             await board.leave(job_id)
-        placed = {h.job for h in await board.held()}
-        queued = 0
-        for job_id in await sync_to_async(_quiet_pending)():
-            if job_id not in placed and await board.position(job_id) is None:
-                await sync_to_async(_queue_again)(job_id)
-                queued += 1
-        return {"rescued": len(lost), "queued_again": queued, "healed": healed}
+        # In this order: what leaves the queue meanwhile is among the slots, and what leaves its slot has
+        # moved in the ledger first, so that its version is not the one read here.
+        pending = await sync_to_async(_quiet_pending)()
+        known = {w.job for w in await board.waiting()}
+        known |= {h.job for h in await board.held()}
+        still = [job for job in pending if job.pk not in known]
+        queued = await sync_to_async(asynchronous.queue_again)(still, _just_now()) if still else 0
+        revoked = await cancelling.end_those_of_dead_keys(board, pipe)
+        return {"rescued": len(lost), "queued_again": queued, "revoked": revoked, "healed": healed}
 
 
 def _rescue_running(snapshot: Snapshot) -> list[tuple[str, int]]:
@@ -99,11 +101,6 @@ def _just_now() -> datetime.datetime:
     return timezone.now() - datetime.timedelta(seconds=2 * settings.SWEEP_SECONDS)
 
 
-def _quiet_pending() -> list[str]:
+def _quiet_pending() -> list[Job]:
     pending = Job.objects.filter(asynchronous=True, state=JobState.PENDING, created_at__lt=_just_now())
-    return list(pending.values_list("pk", flat=True)[:1000])
-
-
-def _queue_again(job_id: str) -> None:
-    if job := Job.objects.defer("request", "result").filter(pk=job_id).first():
-        asynchronous.queue_again(job, _just_now())
+    return list(pending.defer("request", "result")[:1000])

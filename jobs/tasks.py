@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import django_rq
@@ -24,13 +24,13 @@ from rq.job import Job as Task
 from rq.job import JobStatus
 
 from gputorrent.redis import blocking
-from jobs import asynchronous, expiry, sweeping
+from jobs import asynchronous, pruning, retention, sweeping
 from nodes import registry, samples
 
 log = logging.getLogger(__name__)
 
 QUEUES = ("maintenance", "routing")
-"""In the order in which they are served: a flood of jobs does not delay the sweep, which is short."""
+"""Served in turn: neither does a flood of jobs delay the sweep for long, nor a slow sweep the jobs."""
 _RETRY_SECONDS = [1, 2, 4, 8, 15, 30]
 _TIDY_EVERY = 12  # sweeps
 
@@ -56,7 +56,7 @@ def enqueue_routing(job_id: str, attempts: int, delay_seconds: float = 0.0) -> N
     # Retries are for what breaks (Redis or the database is away), with growing pauses.
     retry = Retry(max=len(_RETRY_SECONDS), interval=_RETRY_SECONDS)
     delay = datetime.timedelta(seconds=delay_seconds)
-    _once("routing", f"route-{job_id}-{attempts}", route, job_id, delay=delay, retry=retry)
+    _once("routing", _route_name(job_id, attempts), route, job_id, delay=delay, retry=retry)
 
 
 def enqueue_periodic() -> None:
@@ -69,6 +69,21 @@ def enqueue_periodic() -> None:
         # A little less, so that the next tick of the same clock is not just too early.
         if blocking().set(f"gt:due:{name}", "1", nx=True, px=max(1, int(seconds * 900))):
             _once("maintenance", name, task)
+
+
+def enqueue_missing(jobs: Sequence[tuple[str, int]]) -> int:
+    """`enqueue_routing` for each of these (job, attempts) whose task does not wait already. Returns how many.
+
+    Two trips for all that wait: a long queue must not make the sweep so slow that it keeps the queue long.
+    """
+    target, client = queue("routing"), blocking()
+    listed: Any = client.lrange(target.key, 0, -1)
+    later: Any = client.zrange(target.scheduled_job_registry.key, 0, -1)
+    waiting = {name.decode() for name in [*listed, *later]}
+    missing = [(job, n) for job, n in jobs if _route_name(job, n) not in waiting]
+    for job, attempts in missing:
+        enqueue_routing(job, attempts)  # it may be running
+    return len(missing)
 
 
 def enqueue_due() -> int:
@@ -86,6 +101,10 @@ def enqueue_due() -> int:
                 target.enqueue_job(task)
                 moved += 1
     return moved
+
+
+def _route_name(job_id: str, attempts: int) -> str:
+    return f"route-{job_id}-{attempts}"
 
 
 def _once(
@@ -138,7 +157,7 @@ def sweep() -> dict[str, int]:
 def tidy() -> dict[str, int]:
     """What is too old, roll-ups of the nodes' figures, left-over keys."""
     samples.thin()
-    return _said("tidy", {"expired": expiry.expire(), "left_over": async_to_sync(expiry.clear)()})
+    return _said("tidy", {"expired": retention.tidy(), "left_over": async_to_sync(pruning.clear)()})
 
 
 def _said(what: str, done: dict[str, int]) -> dict[str, int]:

@@ -171,12 +171,13 @@ class Watch:
             job.give_up(Lost(interactive.NODE_LOST, "the node was revoked"))
         elif self._restarted(job):
             job.give_up(Lost(interactive.NODE_LOST, "the node has restarted"))
+        elif now - job.placed_since > settings.TOTAL_SECONDS + 1:
+            # The node ends it a little earlier, unless its agent is frozen.
+            job.give_up(Lost(Outcome.TOTAL_TIMEOUT, "the answer took too long"))
         elif not job.first_byte_at and now - job.placed_since > settings.FIRST_TOKEN_SECONDS + 1:
-            # The node has the same limit and says so itself, a little earlier; whole answers count as one.
+            # Likewise; a whole answer comes as one, at the end.
             if job.request.stream:
                 job.give_up(Lost(Outcome.FIRST_TOKEN_TIMEOUT, "no token came in time"))
-            elif now - job.placed_since > settings.TOTAL_SECONDS + 1:
-                job.give_up(Lost(Outcome.TOTAL_TIMEOUT, "the answer took too long"))
         elif job.first_byte_at and now - job.heard_at > settings.STALL_SECONDS + 1:
             job.give_up(Lost(Outcome.STALLED, "the answer stopped coming"))
 

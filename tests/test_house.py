@@ -14,6 +14,7 @@ CONTRACT = "worker_agent.contract"
 GROUND = (
     "gputorrent.background",
     "gputorrent.credentials",
+    "gputorrent.ledger",
     "gputorrent.redis",
     "gputorrent.settings",
     "gputorrent.tracing",

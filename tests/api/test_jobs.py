@@ -1,16 +1,22 @@
-"""``POST /jobs`` and ``GET /jobs/{id}``, and what staff may see of the cluster."""
+"""``POST /jobs``, ``GET`` and ``DELETE /jobs/{id}``, and what staff may see of the cluster."""
 
 from __future__ import annotations
 
+import asyncio
+import datetime
 import json
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.utils import timezone
 
 from api.authentication import new_key
+from jobs import retention
+from jobs.interactive import new_job_id
 from jobs.models import Attempt, Job, JobState
-from tests.jobs.scripted import ScriptedNode
+from tests.jobs.scripted import ScriptedNode, until
 from tests.nodes.agents import enrol
+from worker_agent.contract import Cancel
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"model": "m", "prompt": "hello"}
@@ -112,6 +118,147 @@ async def test_a_failed_job_shows_its_error_and_no_usage(serve):
     seen = (await (await serve()).get(f"/jobs/{'b' * 32}", headers=ann)).json()
     assert (seen["status"], seen["usage"], seen["error"]) == ("failed", None, {"code": "c", "message": "why"})
     assert "result" not in seen
+
+
+async def test_usage_is_shown_as_far_as_it_is_known_and_times_are_counted_from_acceptance(serve):
+    ann = await caller("ann", staff=True)
+    start = timezone.now() - datetime.timedelta(seconds=100)
+
+    def at(milliseconds: int) -> datetime.datetime:
+        return start + datetime.timedelta(milliseconds=milliseconds)
+
+    await Job.objects.acreate(
+        id="b" * 32, model="m", state=JobState.CANCELLED, prompt_tokens=3, completion_tokens=1,
+        created_at=start, placed_at=at(500), first_token_at=at(600), finished_at=at(1000),
+    )  # fmt: skip
+    for number, placed in ((1, 20), (2, 500)):
+        await Attempt.objects.acreate(job_id="b" * 32, number=number, lease="", placed_at=at(placed))
+    seen = (await (await serve()).get(f"/jobs/{'b' * 32}", headers=ann)).json()
+    assert seen["usage"] == {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    # The second attempt began later; what was waited for was the first.
+    assert seen["timings_ms"] == {"queued": 20.0, "first_token": 600.0, "total": 1000.0}
+
+
+async def test_the_record_is_there_as_soon_as_the_answer_is(serve, wire, settings):
+    settings.RECORD_SECONDS = 3600
+    ann = await caller("ann")
+    node = ScriptedNode(wire)
+    client = await serve()
+    asking = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT, headers=ann))
+    node.done(await node.take(), body=b'{"id":"x"}')
+    id_ = (await asking).headers["x-request-id"]
+    seen = (await client.get(f"/jobs/chatcmpl-{id_}", headers=ann)).json()
+    assert (seen["state"], seen["usage"]["total_tokens"]) == ("completed", 10)
+
+
+async def test_a_young_job_of_another_process_is_looked_up_once_more(serve, settings):
+    settings.RECORD_SECONDS = 0.3
+    ann = await caller("ann", staff=True)
+    client = await serve()
+    id_ = new_job_id()
+    asking = asyncio.create_task(client.get(f"/jobs/{id_}", headers=ann))
+    await asyncio.sleep(0.1)
+    await Job.objects.acreate(id=id_, model="m")
+    assert (await asking).status_code == 200
+
+
+async def test_a_job_that_waits_says_behind_how_many(serve, wire):
+    ann = await caller("ann")
+    node = ScriptedNode(wire)
+    client = await serve()
+    asking = [
+        asyncio.create_task(client.post("/v1/chat/completions", json=CHAT, headers=ann)) for _ in range(3)
+    ]
+    await until(lambda: wire.zcard("gt:board:waiting") == 2)
+    page = (await client.get("/jobs", params={"state": "pending"}, headers=ann)).json()
+    while len(page["data"]) < 2:
+        page = (await client.get("/jobs", params={"state": "pending"}, headers=ann)).json()
+    seen = [(await client.get(f"/jobs/{job['id']}", headers=ann)).json() for job in page["data"]]
+    assert sorted(s["queue"]["position"] for s in seen) == [0, 1]
+    for _ in asking:
+        node.done(await node.take())
+    await asyncio.gather(*asking)
+    assert (await client.get(f"/jobs/{seen[0]['id']}", headers=ann)).json()["queue"] is None
+
+
+async def test_a_result_is_kept_a_while_after_its_owner_read_it(serve, settings):
+    ann, boss = await make("ann"), await caller("boss", staff=True)
+    headers = {"Authorization": f"Bearer {ann[1]}"}
+    await Job.objects.acreate(
+        id="a" * 32, model="m", asynchronous=True, state=JobState.COMPLETED, result=b"[1]", key=ann[0],
+        http_status=200, finished_at=timezone.now(),
+    )  # fmt: skip
+    client = await serve()
+    tidy = sync_to_async(retention.tidy)
+    settings.RESULT_READ_SECONDS = 0
+    seen = (await client.get(f"/jobs/{'a' * 32}", headers=boss)).json()
+    assert (seen["result"], seen["result_dropped"]) == ([1], False)
+    await tidy()
+    settings.RESULT_READ_SECONDS = 300
+    for _ in range(2):
+        seen = (await client.get(f"/jobs/{'a' * 32}", headers=headers)).json()
+        assert (seen["result"], seen["result_dropped"]) == ([1], False)
+        await tidy()
+    settings.RESULT_READ_SECONDS = 0
+    await tidy()
+    seen = (await client.get(f"/jobs/{'a' * 32}", headers=headers)).json()
+    assert (seen["result"], seen["result_dropped"], seen["state"]) == (None, True, "completed")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_delete_ends_a_job_whose_caller_waits(door, serve, wire, stream):
+    ann, bob = await caller("ann"), await caller("bob")
+    node = ScriptedNode(wire)
+    client = await serve()
+    body = {**CHAT, "stream": stream}
+    asking = asyncio.create_task(client.post("/v1/chat/completions", json=body, headers=ann))
+    work = await node.take()
+    if stream:
+        node.chunk(work, 0, b'data: {"n":1}\n\n')
+    assert (await client.delete(f"/jobs/{work.job}", headers=bob)).status_code == 404
+    assert (await client.delete(f"/jobs/{work.job}")).status_code == 401
+    deleted = await client.delete(f"/jobs/chatcmpl-{work.job}", headers=ann)
+    assert deleted.status_code == 200
+    assert (deleted.json()["state"], deleted.json()["error"]["code"]) == ("cancelled", "cancelled")
+    answer = await asking
+    if stream:
+        *_, last = [line for line in answer.text.split("\n\n") if line]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "cancelled"
+        assert "[DONE]" not in answer.text
+    else:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cancelled")
+        assert answer.headers["x-should-retry"] == "false"
+    assert node.controls() == [Cancel(work.job, 1)]
+    again = (await client.delete(f"/jobs/{work.job}", headers=ann)).json()
+    assert (again["state"], again["finished"]) == ("cancelled", deleted.json()["finished"])
+
+
+async def test_delete_reaches_a_job_that_another_process_answers(serve, wire):
+    ann = await caller("ann")
+    node = ScriptedNode(wire)
+    here, there = await serve(), await serve()
+    asking = asyncio.create_task(there.post("/v1/chat/completions", json=CHAT, headers=ann))
+    work = await node.take()
+    deleted = await here.delete(f"/jobs/{work.job}", headers=ann)
+    assert deleted.json()["state"] == "cancelled"
+    assert (await asking).json()["error"]["code"] == "cancelled"
+    assert node.controls() == [Cancel(work.job, 1)]
+
+
+async def test_delete_ends_an_asynchronous_job_and_drops_what_it_left(serve, wire):
+    ScriptedNode(wire)
+    ann = await caller("ann", staff=True)
+    client = await serve()
+    id_ = (await client.post("/jobs", json=CHAT, headers=ann)).json()["id"]
+    for _ in range(2):
+        deleted = (await client.delete(f"/jobs/{id_}", headers=ann)).json()
+        assert (deleted["state"], deleted["result"], deleted["result_dropped"]) == ("cancelled", None, False)
+    assert (await Job.objects.aget()).request is None
+    await Job.objects.acreate(
+        id="a" * 32, model="m", asynchronous=True, state=JobState.COMPLETED, result=b"[1]", http_status=200
+    )
+    deleted = (await client.delete(f"/jobs/{'a' * 32}", headers=ann)).json()
+    assert (deleted["state"], deleted["result"], deleted["result_dropped"]) == ("completed", None, True)
 
 
 async def test_staff_sees_workers_without_their_secrets(serve):

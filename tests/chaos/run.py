@@ -128,7 +128,7 @@ def _judge(
         hang,
         *checks.clients(world, calls),
         *checks.agreement(world, calls, rows),
-        checks.tried(rows, checks.attempts(world)),
+        checks.tried(world, calls, rows, checks.attempts(world)),
         *rest,
         exits,
     ]

@@ -125,6 +125,16 @@ def test_a_killed_web_process_takes_the_records_of_its_last_moment_along():
     assert not wrong(world(killed), [call(end=End.CUT, ended=12.6)], [])
 
 
+@pytest.mark.parametrize(
+    ("outcome", "number", "right"),
+    [("done", 1, True), ("", 1, False), ("done", 2, False), ("done", 4, False)],
+)
+def test_attempts_end_with_their_job_and_are_counted(outcome, number, right):
+    attempt = {"job_id": f"{1:032x}", "number": number, "node_id": "n", "outcome": outcome}
+    check = checks.tried(world(), [call()], {f"{1:032x}": row()}, [attempt])
+    assert bool(check.wrong) is not right
+
+
 def test_but_no_older_ones_and_no_others():
     assert wrong(world(Span("down", "web 80", 20.0, 24.0)), [call()], [])
     assert wrong(world(Span("down", "web 81", 12.5, 16.0)), [call()], [])

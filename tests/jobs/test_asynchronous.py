@@ -142,6 +142,16 @@ def test_when_every_node_has_failed_at_it_the_job_fails(wire, node):
     assert Job.objects.get().error_code == "all_tried"
 
 
+@pytest.mark.parametrize("outcome", [Outcome.DRAINING, Outcome.ENGINE_BUSY, Outcome.MODEL_NOT_READY])
+def test_what_is_no_fault_of_the_only_node_does_not_keep_the_job_from_it(wire, node, outcome):
+    job = submit()
+    route(job)
+    (item,) = inbox(wire, node)
+    report(node, item, failed(item, outcome))
+    assert route(job) == f"placed on {node.pk}"
+    assert [i.attempt for i in inbox(wire, node)] == [2]
+
+
 def test_a_model_that_nobody_offers_fails_the_job(wire, node):
     assert route(submit(model="other")) == "refused: unknown_model"
     assert Job.objects.get().state == JobState.FAILED

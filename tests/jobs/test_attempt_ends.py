@@ -6,8 +6,10 @@ import threading
 import time
 
 import pytest
+from django.conf import settings
 from django.db import connection, transaction
 
+from jobs.asynchronous import queue_again
 from jobs.lifecycle import Move, move
 from jobs.models import Attempt, Job, JobState
 from nodes.models import Node
@@ -88,6 +90,31 @@ def test_a_start_that_is_told_while_the_router_notes_it_is_live(wire, node):
     node_tells.join()
     assert not refused
     assert Job.objects.get(pk=job.pk).state == JobState.RUNNING
+
+
+def test_a_job_that_begins_while_the_sweep_looks_is_not_taken_for_lost(wire, node):
+    job = submit()
+    route(job)
+    (item,) = inbox(wire, node)
+    Job.objects.update(attempt_count=settings.ATTEMPTS)
+    Attempt.objects.update(number=settings.ATTEMPTS, claimed_at=ago(hours=1))
+    as_the_sweep_read_it = Job.objects.get()
+    as_the_sweep_read_it.state, as_the_sweep_read_it.version = (
+        JobState.PENDING,
+        as_the_sweep_read_it.version - 1,
+    )
+    assert queue_again([as_the_sweep_read_it], ago(minutes=1)) == 0
+    assert Job.objects.get().state == JobState.RUNNING
+    report(node, item, done(item), attempt=settings.ATTEMPTS)
+    assert Job.objects.get().state == JobState.COMPLETED
+
+
+def test_what_waits_in_the_routing_queue_is_not_queued_again(wire, node):
+    jobs = [submit() for _ in range(3)]
+    assert queue_again(jobs, ago(minutes=1)) == 0
+    wire.delete("rq:queue:routing")
+    assert queue_again(jobs, ago(minutes=1)) == 3
+    assert wire.llen("rq:queue:routing") == 3
 
 
 def _somebody_waits() -> bool:

@@ -10,7 +10,7 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from jobs import expiry, lifecycle, tasks
+from jobs import lifecycle, retention, tasks
 from jobs.interactive import InteractiveJob, new_job_id
 from jobs.lifecycle import Move
 from jobs.models import Attempt, Job, JobState
@@ -354,4 +354,4 @@ def test_two_sweeps_at_once_heal_each_thing_once(wire, node):
     row = Job.objects.get(pk=job.pk)
     assert (row.state, row.attempt_count, row.version) == (JobState.PENDING, 1, 4)
     assert on_board("held") == []
-    assert expiry.expire() == 0
+    assert retention.tidy() == 0

@@ -35,7 +35,7 @@ def running_on(wire, node) -> tuple[Job, Work]:
 def test_what_runs_on_a_live_node_is_left_alone(wire, node):
     running_on(wire, node)
     Node.objects.update(registered_at=ago(hours=2))
-    assert sweep() == {"rescued": 0, "queued_again": 0, "healed": 0}
+    assert not any(sweep().values())
     assert Job.objects.get().state == JobState.RUNNING
     assert len(on_board("held")) == 1
 

@@ -98,6 +98,23 @@ async def test_a_stream_that_stalls_is_given_up(desk, node, settings):
     assert node.controls() == [Cancel(item.job, 1)]
 
 
+async def test_a_stream_that_does_not_end_is_ended_from_here(desk, node, settings):
+    settings.TOTAL_SECONDS, settings.STALL_SECONDS = 100, 1000
+    asking = desk.ask()
+    item = await node.take()
+    node.chunk(item, 0, b"data: 1\n\n")
+    await asking.first()
+    await desk.look(later=100)
+    assert not asking.job.current.outcome
+    await desk.look(later=102)
+    with pytest.raises(errors.UpstreamFailed, match="too long"):
+        await asking.rest()
+    assert await desk.held() == 0
+    assert node.controls() == [Cancel(item.job, 1)]
+    (attempt,) = (await desk.row(asking.job)).attempts.all()
+    assert attempt.outcome == "total_timeout"
+
+
 # -- lost nodes ----------------------------------------------------------------------------------------
 
 

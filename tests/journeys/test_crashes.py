@@ -50,6 +50,10 @@ class Stream:
     def job(self) -> str:
         return str(events(self.lines)[0]["id"])
 
+    def recorded(self, cluster: Cluster) -> None:
+        """Wait until its row is written, which is a moment after the first token."""
+        cluster.until(lambda: cluster.job(self.job).get("status") == "running", "it is recorded", 10)
+
     def ended(self) -> list[Any]:
         """Its events, once it has ended in whatever way."""
         self._thread.join(90)
@@ -99,6 +103,7 @@ def test_jobs_of_a_killed_web_process_end_as_failed_and_the_others_go_on(bare: C
     bare.agent_ready("one", "--per-second", "5")
     lost, kept = Stream(bare, 600, url), Stream(bare, 100)
     later = submit(bare, 20)
+    lost.recorded(bare)
     web.kill()
     lost.ended()
     assert lost.broke
@@ -114,6 +119,7 @@ def test_a_frozen_web_process_taken_for_dead_changes_nothing_when_it_is_back(bar
     web, url = second
     bare.agent_ready("one", "--per-second", "5")
     stream = Stream(bare, 600, url)
+    stream.recorded(bare)
     freeze(web)
     try:
         record = bare.job_ended(stream.job, 40)

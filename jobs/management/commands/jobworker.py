@@ -16,6 +16,7 @@ from django.db import close_old_connections
 from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
+from rq.worker import DequeueStrategy
 from rq.worker_registration import register
 
 from gputorrent.redis import blocking
@@ -102,7 +103,7 @@ class Service:
                 try:
                     self._worker = TidyWorker()
                     self._worker.say_alive()
-                    self._worker.work(logging_level="WARNING")
+                    self._worker.work(logging_level="WARNING", dequeue_strategy=DequeueStrategy.ROUND_ROBIN)
                 except redis.RedisError as e:
                     log.warning("redis unavailable error=%s", type(e).__name__)
                 if not self._stopped:

@@ -1,42 +1,17 @@
-"""What is done with the ledger and the board from time to time: expiry, roll-ups, left-over keys."""
+"""Keys that were left over in Redis: of queues that are empty, of nodes that have left."""
 
 from __future__ import annotations
 
-import datetime
-
 from asgiref.sync import sync_to_async
-from django.conf import settings
-from django.utils import timezone
 
 from gputorrent.redis import Pipe, piped
 from jobs import heals
 from jobs.board import Board
 from jobs.heals import Heal
-from jobs.lifecycle import Move, move
-from jobs.models import Job, JobState
 from nodes import listing
 from nodes.models import Node, NodeState
 
 _PREFIXES = ("gt:board:queue:", "gt:board:turns:")
-
-
-def expire() -> int:
-    """End what has waited for longer than results are kept, and drop old results and old jobs."""
-    now = timezone.now()
-    expired = 0
-    too_old = now - datetime.timedelta(seconds=settings.RESULT_TTL_SECONDS)
-    for job in Job.objects.filter(asynchronous=True, state=JobState.PENDING, created_at__lt=too_old)[:1000]:
-        expired += move(
-            job,
-            Move.EXPIRE,
-            finished_at=now,
-            error_code="expired",
-            error_message="no node took it in time",
-            request=None,
-        )
-    Job.objects.filter(finished_at__lt=too_old).exclude(result=None).update(result=None)
-    Job.objects.filter(finished_at__lt=now - datetime.timedelta(seconds=settings.JOB_TTL_SECONDS)).delete()
-    return expired
 
 
 async def clear() -> int:
