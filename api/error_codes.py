@@ -77,6 +77,12 @@ TABLE: Final[tuple[Code, ...]] = (
         "Shorten the prompt or lower `max_tokens`; `GET /v1/models` tells each model's `max_model_len`.",
     ),
     Code(
+        "cancelled", 400, INVALID,
+        "The job was ended by `DELETE /jobs/{id}`, or by an operator.",
+        "Nothing, if that was meant. Send it again otherwise.",
+        retry=False,
+    ),
+    Code(
         "rejected_by_engine", 400, INVALID,
         "The engine refused the request; its own words are in the message and its 4xx in the status.",
         "Correct the request as the message says.",
@@ -150,12 +156,6 @@ TABLE: Final[tuple[Code, ...]] = (
         "Use one of those.",
     ),
     Code(
-        "cancelled", 400, INVALID,
-        "Somebody asked for the job's end (`DELETE /jobs/{id}`, or the admin) while its caller waited.",
-        "Nothing, if it was you.",
-        retry=False,
-    ),
-    Code(
         "request_held_off", 422, INVALID,
         "This very request has brought down several engines. It is refused for `GPUTORRENT_HOLD_OFF_SECONDS` "
         "(600 s).",
@@ -190,13 +190,13 @@ TABLE: Final[tuple[Code, ...]] = (
         retry=False,
     ),
     Code(
-        "broker_unavailable", 503, UNAVAILABLE,
-        "Redis does not answer, so nothing can be placed.",
-        "Try again after `Retry-After` seconds.",
+        "ledger_unavailable", 503, UNAVAILABLE,
+        "The coordinator's database is away, or does not answer in time. Completions do not need it.",
+        "Try again after `Retry-After`.",
     ),
     Code(
-        "ledger_unavailable", 503, UNAVAILABLE,
-        "The database does not answer. Completions go on; what reads or writes the ledger waits for it.",
+        "broker_unavailable", 503, UNAVAILABLE,
+        "Redis does not answer, so nothing can be placed.",
         "Try again after `Retry-After` seconds.",
     ),
     Code(

@@ -105,7 +105,7 @@ def no_such_model(model: str) -> ApiError:
 
 def ledger_unavailable() -> ApiError:
     """The database is away, or does not answer."""
-    return ApiError("ledger_unavailable", "the database is unavailable for the moment", retry_after=2.0)
+    return ApiError("ledger_unavailable", "The database is unavailable for the moment.", retry_after=2.0)
 
 
 def unexpected() -> ApiError:

@@ -68,7 +68,8 @@ class Gateway:
     def _end_jobs_of_dead_keys(self) -> None:
         """Those whose callers wait here; every look, since a key may also just expire."""
         jobs = self.dispatcher.jobs.values()
-        dead = self.keys.dead({job.request.key for job in jobs if job.request.key is not None})
+        used = {job.request.key for job in jobs if job.request.key is not None}
+        dead = self.keys.dead(used) if used else used
         for job in [job for job in jobs if job.request.key in dead]:
             self.dispatcher.cancel(job.id, KeyRevoked())
 

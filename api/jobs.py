@@ -23,6 +23,7 @@ from api.completion import must_be_json
 from api.errors import ApiError, invalid, no_such_model
 from api.gateway import Gateway
 from api.records import Reader, Wanted
+from api.views import headers_of
 from gputorrent import ledger, tracing
 from jobs import asynchronous, cancelling
 from jobs.models import Job, JobState
@@ -41,7 +42,7 @@ class JobsView(APIView):
 
     async def post(self, request: Request) -> Response:
         here, caller = _who(request)
-        must_be_json(dict(getattr(request._request, "scope", {}).get("headers", ())))
+        must_be_json(headers_of(request))
         path, body = _unwrap(request._request.body)
         wanted = schemas.parse(path, body, key=caller.key)
         wanted = priority.apply(wanted, caller, request.headers.get(priority.HEADER, ""))
@@ -103,7 +104,7 @@ async def _find(here: Gateway, job: str, caller: Caller) -> Job:
             found = await ledger.ask(records.find, job_id, _reader(caller))
         if found is not None:
             return found
-    raise invalid("No such job.", code="job_not_found")
+    raise ApiError("job_not_found", "No such job.")
 
 
 async def _record(here: Gateway, job: Job, caller: Caller) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def _gateway(request: Request) -> gateway.Gateway:
     return gateway.of(getattr(request._request, "scope", {}))
 
 
-def _headers(request: Request) -> dict[bytes, bytes]:
+def headers_of(request: Request) -> dict[bytes, bytes]:
     return dict(getattr(request._request, "scope", {}).get("headers", ()))
 
 
@@ -79,7 +79,7 @@ class CompletionView(APIView):
         answer = await complete(
             _gateway(request),
             request._request.path,
-            _headers(request),
+            headers_of(request),
             request._request.body,
         )
         response: HttpResponseBase
@@ -132,7 +132,7 @@ class WorkerModelView(APIView):
 
     async def post(self, request: Request, node: str, verb: str) -> Response:
         by = await _staff(request)
-        must_be_json(_headers(request))
+        must_be_json(headers_of(request))
         try:
             model = msgspec.json.decode(request._request.body, type=steering.ModelBody).model
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:

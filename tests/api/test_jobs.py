@@ -120,6 +120,20 @@ async def test_a_failed_job_shows_its_error_and_no_usage(serve):
     assert "result" not in seen
 
 
+async def test_a_result_that_is_not_json_is_shown_as_text(serve):
+    ann = await caller("ann", staff=True)
+    await Job.objects.acreate(
+        id="a" * 32,
+        model="m",
+        asynchronous=True,
+        state=JobState.FAILED,
+        result=b"too long \xff",
+        http_status=413,
+    )
+    seen = (await (await serve()).get(f"/jobs/{'a' * 32}", headers=ann)).json()
+    assert (seen["result"], seen["result_dropped"]) == ("too long \ufffd", False)
+
+
 async def test_usage_is_shown_as_far_as_it_is_known_and_times_are_counted_from_acceptance(serve):
     ann = await caller("ann", staff=True)
     start = timezone.now() - datetime.timedelta(seconds=100)

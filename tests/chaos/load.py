@@ -22,6 +22,7 @@ CALL_SECONDS = 60.0
 JOB_SECONDS = 150.0
 """An asynchronous job may wait for longer: for its node, its queue and its database, one after the other."""
 POLL_SECONDS = 1.0
+DELETE_TRIES = 10
 
 _KINDS = {Kind.CHAT_STREAM: 30, Kind.TEXT_STREAM: 15, Kind.CHAT: 20, Kind.TEXT: 10, Kind.JOB: 25}
 ALLOWED = {
@@ -249,14 +250,21 @@ class Load:
             self._ended_with_error(call, JOB_ENDS)
 
     async def _delete(self, call: Call) -> None:
-        """Cancel it, by whichever web process."""
-        port = self._random.choice(self._ports)
+        """Cancel it, by any web process, which may not know it yet: records are behind while the database is
+        away."""
         call.deleted = True  # even if the answer does not reach us
-        try:
-            async with ask(port, "DELETE", f"/jobs/{call.job}", self._key) as answer:
-                body = await answer.json()
-        except Broken:
-            return
-        code = ((body or {}).get("error") or {}).get("code")
-        if answer.status not in {200, 405} and (answer.status, code) not in ALLOWED:
-            call.problems.append(f"asked to cancel, was told {answer.status}: {str(body)[:200]}")
+        for _ in range(DELETE_TRIES):
+            try:
+                async with ask(
+                    self._random.choice(self._ports), "DELETE", f"/jobs/{call.job}", self._key
+                ) as answer:
+                    body = await answer.json()
+            except Broken:
+                return
+            code = ((body or {}).get("error") or {}).get("code")
+            if answer.status == 200 or (answer.status, code) in ALLOWED:
+                return
+            if answer.status != 404:
+                break
+            await asyncio.sleep(1)
+        call.problems.append(f"asked to cancel, was told {answer.status}: {str(body)[:200]}")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos import checks, residue
+from tests.chaos import checks, metrics, residue
 from tests.chaos.checks import Check
 from tests.chaos.faults import Faults
 from tests.chaos.load import JOB_SECONDS, Load
@@ -129,6 +129,7 @@ def _judge(
         *checks.clients(world, calls),
         *checks.agreement(world, calls, rows),
         checks.tried(world, calls, rows, checks.attempts(world)),
+        metrics.agreement(world, metrics.read(world), rows),
         *rest,
         exits,
     ]

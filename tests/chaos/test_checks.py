@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import time
 from typing import Any
 
 import pytest
 
-from tests.chaos import checks
+from tests.chaos import checks, metrics
 from tests.chaos.client import Broken, ask
 from tests.chaos.load import Load
 from tests.chaos.record import Call, End, Kind
@@ -133,6 +134,20 @@ def test_attempts_end_with_their_job_and_are_counted(outcome, number, right):
     attempt = {"job_id": f"{1:032x}", "number": number, "node_id": "n", "outcome": outcome}
     check = checks.tried(world(), [call()], {f"{1:032x}": row()}, [attempt])
     assert bool(check.wrong) is not right
+
+
+@pytest.mark.parametrize(("completed", "right"), [(3, True), (2, False), (4, False)])
+def test_metrics_count_what_the_ledger_has(completed, right):
+    rows = {f"{n:032x}": row(n, finished_at=NOW) for n in range(3)}
+    page = f'# TYPE x counter\ngputorrent_jobs_total{{model="m",state="completed"}} {completed}\n'
+    assert bool(metrics.agreement(world(), page, rows).wrong) is not right
+
+
+def test_metrics_may_miss_what_ended_as_something_broke():
+    rows = {f"{1:032x}": row(finished_at=datetime.datetime.now(datetime.UTC))}
+    now = time.monotonic()
+    assert metrics.agreement(world(), "nothing", rows).wrong
+    assert not metrics.agreement(world(Span("down", "web 80", now, now)), "nothing", rows).wrong
 
 
 def test_but_no_older_ones_and_no_others():
