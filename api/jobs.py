@@ -119,6 +119,7 @@ async def _record(here: Gateway, job: Job, caller: Caller) -> dict[str, Any]:
 def _unwrap(body: bytes) -> tuple[str, bytes]:
     try:
         whole: Any = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        url = msgspec.json.decode(whole.get("url", b"null"))  # what is kept raw was not looked at as text
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise invalid(f"The body is not a JSON object: {str(e)[:200]}", code="invalid_json") from None
     if "url" in whole or "body" in whole:
@@ -127,7 +128,6 @@ def _unwrap(body: bytes) -> tuple[str, bytes]:
             raise invalid(
                 f"Missing required parameter: '{missing}'.", code="missing_required_parameter", param=missing
             )
-        url = msgspec.json.decode(whole["url"])
         if not isinstance(url, str) or url not in schemas.SCHEMAS:
             raise invalid(
                 f"'url' must be one of {', '.join(schemas.SCHEMAS)}.", code="invalid_value", param="url"

@@ -391,6 +391,15 @@ ENVELOPES = [
             (CHAT, "BREW"),
         ]
     ),
+    Bad(b'{"url":"\xff","body":{}}', NOT_JSON, None, path="/jobs"),
+    Bad(b'{"url":5,"body":{}}', INVALID, "url", path="/jobs"),
+    Bad(b'{"body":{}}', MISSING, "url", path="/jobs"),
+    Bad(b"[]", NOT_JSON, None, path="/jobs"),
+    Bad(GOOD[:-1] + b',"best_of":2}', UNSUPPORTED, "best_of", path="/jobs"),
+    Bad(GOOD, "unsupported_media_type", None, "/jobs", 415, headers={"Content-Type": "text/csv"}),
+    Bad(b"", "job_not_found", None, path="/jobs/nothing", status=404, method="GET"),
+    Bad(b"", INVALID, "limit", path="/jobs?limit=0", method="GET"),
+    Bad(b"", UNKNOWN, "x", path="/jobs?x=1", method="GET"),
     Bad(b"", "model_not_found", "model", path="/v1/models/nothing", status=404, method="GET"),
     Bad(
         b"",
