@@ -44,21 +44,24 @@ class Answer:
 
 async def complete(gateway: Gateway, path: str, authorization: str, body: bytes) -> Answer:
     """Answer `POST path`. Never raises but for cancellation, which is the caller leaving."""
+    limits: Headers = []
     try:
         caller = gateway.keys.caller(authorization)
-        request = schemas.parse(path, body, key=caller.key)
-        job = await gateway.dispatcher.submit(request)
+        request = caller.authorise(schemas.parse(path, body, key=caller.key))
+        permit = await gateway.admit(caller, request) if caller.limits else None
+        limits = permit.headers if permit else []
+        job = await gateway.dispatcher.submit(request, permit.over if permit else None)
         if request.stream and not job.node:
             # It waits, perhaps for a model to be loaded: the stream opens now and is kept alive meanwhile.
-            headers: Headers = [(b"x-request-id", job.id.encode())]
+            headers: Headers = [(b"x-request-id", job.id.encode()), *limits]
             parts = streaming.waiting(gateway.dispatcher, job)
             return Answer(200, SSE + headers, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
         first = await gateway.dispatcher.first(job)
     except JobError as e:
-        return refuse(errors.of_job(e))
+        return refuse(errors.of_job(e), limits)
     except ApiError as e:
         return refuse(e)
-    headers = [(b"x-request-id", job.id.encode())]
+    headers = [(b"x-request-id", job.id.encode()), *limits]
     if isinstance(first, Chunk):
         parts = streaming.events(gateway.dispatcher, job, first.data)
         return Answer(200, SSE + headers, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))

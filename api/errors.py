@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, Final
 
 import msgspec
@@ -88,6 +89,35 @@ def unauthorized(message: str) -> ApiError:
         message,
         headers=[(b"www-authenticate", b"Bearer")],
     )
+
+
+def no_such_model(model: str) -> ApiError:
+    """The same for a model that nobody offers and for one that the key may not use, as OpenAI does it."""
+    return invalid(
+        f"The model `{model[:200]}` does not exist or you do not have access to it.",
+        code="model_not_found",
+        param="model",
+        status=404,
+    )
+
+
+def rate_limited(message: str, headers: Headers, retry_after: float | None) -> ApiError:
+    """A limit for each minute, or of requests at once, is reached. Without `retry_after` (seconds) no
+    waiting will help: the request is larger than the limit."""
+    return _too_many("rate_limit_error", "rate_limit_exceeded", message, headers, retry_after)
+
+
+def quota_exceeded(message: str, headers: Headers, retry_after: float | None) -> ApiError:
+    """A budget of tokens for a day or a month is used up."""
+    return _too_many("insufficient_quota", "insufficient_quota", message, headers, retry_after)
+
+
+def _too_many(type_: str, code: str, message: str, headers: Headers, retry_after: float | None) -> ApiError:
+    if retry_after is None:
+        how: Headers = [(b"x-should-retry", b"false")]
+    else:
+        how = [(b"retry-after", str(max(1, math.ceil(retry_after))).encode())]
+    return ApiError(429, type_, code, message, headers=[*how, *headers])
 
 
 def of_job(error: JobError) -> ApiError:

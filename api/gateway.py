@@ -10,10 +10,12 @@ from typing import Any
 import redis
 from django.conf import settings
 
-from api.authentication import KeyRing
+from api.authentication import Caller, KeyRing
 from api.errors import ApiError
+from api.limits import Limiter, Permit
 from gputorrent import background
 from jobs.dispatch import Dispatcher
+from jobs.interactive import Request
 from jobs.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -23,12 +25,13 @@ _START_SECONDS = 15.0
 
 
 class Gateway:
-    """The dispatcher, its watch, and the keys."""
+    """The dispatcher, its watch, the keys and their limits."""
 
     def __init__(self) -> None:
         self.dispatcher = Dispatcher()
         self.watch = Watch(self.dispatcher)
         self.keys = KeyRing()
+        self.limiter = Limiter(self.dispatcher.pipe, self.dispatcher.mailbox.web)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -57,6 +60,13 @@ class Gateway:
         while True:
             await asyncio.sleep(settings.SNAPSHOT_SECONDS)
             await self.keys.refresh(self.dispatcher.pipe)
+            await self.limiter.catch_up()
+
+    async def admit(self, caller: Caller, request: Request, deferred: str = "") -> Permit | None:
+        """Count a request against its key's limits, if there are any; see `Limiter.admit`."""
+        found = self.dispatcher.snapshot.by_model.get(request.model, ())
+        context = max((model.max_model_len for _, model in found), default=0)
+        return await self.limiter.admit(caller, request, context=context, deferred=deferred)
 
 
 def of(scope: Mapping[str, Any]) -> Gateway:

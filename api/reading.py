@@ -14,6 +14,7 @@ from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Count, Sum
 from django.utils import timezone
 
+from api.authentication import Caller
 from jobs.dispatch import Dispatcher
 from jobs.models import TERMINAL, Job, JobState
 from nodes.models import Node, NodeState
@@ -22,11 +23,15 @@ from worker_agent.contract import ModelState
 _JOB_ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
 
 
-def models(dispatcher: Dispatcher) -> list[dict[str, Any]]:
-    """Models that at least one live node has ready, in OpenAI's shape, with what their nodes allow."""
+def models(dispatcher: Dispatcher, caller: Caller) -> list[dict[str, Any]]:
+    """Models that the caller may use and at least one live node has ready (of those that may see its
+    prompts), in OpenAI's shape, with what their nodes allow."""
     found = []
     for name in sorted(dispatcher.snapshot.by_model):
-        ready = [c for c in dispatcher.candidates(name) if c.takes_work and c.state == ModelState.READY]
+        if not caller.may_use(name):
+            continue
+        offered = dispatcher.candidates(name, caller.nodes)
+        ready = [c for c in offered if c.takes_work and c.state == ModelState.READY]
         if not ready:
             continue
         since = min(

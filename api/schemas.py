@@ -94,7 +94,20 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
         hide_usage = not shown
         if not shown:
             body = _with_usage(body, has_options=wanted.stream_options is not UNSET)
-    return Request(path, wanted.model, body, stream, hide_usage, key)
+    answer = wanted.max_tokens or 0
+    if isinstance(wanted, ChatCompletion):
+        answer, prompts = wanted.max_completion_tokens or answer, 1
+    else:
+        prompts = _prompts(wanted)
+    answer *= (wanted.n or 1) * prompts
+    return Request(path, wanted.model, body, stream, hide_usage, key, answer_tokens=answer)
+
+
+def _prompts(wanted: _Common) -> int:
+    """How many answers to one choice each a text completion asks for."""
+    prompt = wanted.prompt if isinstance(wanted, Completion) else ""
+    several = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
+    return len(prompt) if several else 1
 
 
 def _with_usage(body: bytes, *, has_options: bool) -> bytes:

@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from api import views
+from api import usage_view, views
 from nodes.steering import MODEL_VERBS, NODE_VERBS
 
 _NODE_VERBS, _MODEL_VERBS = "|".join(NODE_VERBS), "|".join(MODEL_VERBS)
@@ -12,6 +12,7 @@ urlpatterns = [
     path("v1/chat/completions", views.CompletionView.as_view()),
     path("v1/models", views.ModelsView.as_view()),
     path("v1/models/<path:model>", views.ModelView.as_view()),
+    path("v1/usage", usage_view.UsageView.as_view()),
     path("jobs", views.JobsView.as_view()),
     path("jobs/<str:job>", views.JobView.as_view()),
     path("workers", views.WorkersView.as_view()),

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from adrf.views import APIView
 from asgiref.sync import sync_to_async
+from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -15,8 +16,9 @@ from rest_framework.response import Response
 from api import gateway, reading, schemas, steering
 from api.authentication import Caller, require_staff
 from api.completion import Answer, complete
-from api.errors import ApiError, invalid
+from api.errors import ApiError, invalid, no_such_model
 from jobs import asynchronous
+from jobs.interactive import new_job_id
 
 
 def _gateway(request: Request) -> gateway.Gateway:
@@ -81,21 +83,19 @@ class ModelsView(APIView):
     """``GET /v1/models``: what live nodes serve now."""
 
     async def get(self, request: Request) -> Response:
-        _caller(request)
-        return Response({"object": "list", "data": reading.models(_gateway(request).dispatcher)})
+        caller = _caller(request)
+        return Response({"object": "list", "data": reading.models(_gateway(request).dispatcher, caller)})
 
 
 class ModelView(APIView):
     """``GET /v1/models/{id}``; ids may contain slashes."""
 
     async def get(self, request: Request, model: str) -> Response:
-        _caller(request)
-        for found in reading.models(_gateway(request).dispatcher):
+        caller = _caller(request)
+        for found in reading.models(_gateway(request).dispatcher, caller):
             if found["id"] == model:
                 return Response(found)
-        raise invalid(
-            f"The model `{model[:200]}` does not exist.", code="model_not_found", param="model", status=404
-        )
+        raise no_such_model(model)
 
 
 class JobsView(APIView):
@@ -108,20 +108,24 @@ class JobsView(APIView):
     async def post(self, request: Request) -> Response:
         caller = _caller(request)
         path, body = _unwrap(request._request.body)
-        wanted = schemas.parse(path, body, key=caller.key)
+        wanted = caller.authorise(schemas.parse(path, body, key=caller.key))
         if wanted.stream:
             raise invalid("An asynchronous job cannot be streamed.", param="stream")
-        dispatcher = _gateway(request).dispatcher
-        if wanted.model not in dispatcher.snapshot.by_model:
-            raise invalid(
-                f"The model `{wanted.model}` does not exist: no node offers it.",
-                code="model_not_found",
-                param="model",
-                status=404,
-            )
-        job = await sync_to_async(asynchronous.submit)(wanted)
+        here = _gateway(request)
+        if wanted.model not in here.dispatcher.snapshot.by_model:
+            raise no_such_model(wanted.model)
+        job_id = new_job_id()
+        permit = await here.admit(caller, wanted, deferred=job_id) if caller.limits else None
+        try:
+            job = await sync_to_async(asynchronous.submit)(wanted, job_id)
+        except (DatabaseError, InterfaceError):
+            if permit:
+                await permit.give_back()
+            raise
+        headers = {"Location": f"/jobs/{job.id}"}
+        headers.update((k.decode(), v.decode()) for k, v in (permit.headers if permit else ()))
         answer = {"id": job.id, "object": "job", "status": job.state, "model": job.model}
-        return Response(answer, status=202, headers={"Location": f"/jobs/{job.id}"})
+        return Response(answer, status=202, headers=headers)
 
 
 def _unwrap(body: bytes) -> tuple[str, bytes]:

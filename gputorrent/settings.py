@@ -243,6 +243,8 @@ KEEPALIVE_SECONDS = _number("GPUTORRENT_KEEPALIVE_SECONDS", 10, 0.05)
 SAMPLE_TTL_SECONDS = _number("GPUTORRENT_SAMPLE_TTL_SECONDS", 7 * 86400, 60)
 JOB_TTL_SECONDS = _number("GPUTORRENT_JOB_TTL_SECONDS", 7 * 86400, 1)
 RESULT_TTL_SECONDS = _number("GPUTORRENT_RESULT_TTL_SECONDS", 86400, 1)
+ANSWER_TOKENS_ASSUMED = int(_number("GPUTORRENT_ANSWER_TOKENS_ASSUMED", 512, 1))
+"""Reserved of a key's tokens for an answer whose length the caller leaves open, until it has ended."""
 
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
 """Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""

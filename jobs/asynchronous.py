@@ -14,11 +14,12 @@ from typing import Any
 import redis
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 from django.utils import timezone
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import interactive, routing
+from jobs import accounting, interactive, routing
+from jobs.accounting import Spent
 from jobs.board import Board, Full, Held, Placed
 from jobs.candidates import candidates
 from jobs.interactive import RETRYABLE, Request, new_job_id
@@ -36,12 +37,12 @@ class TryAgainLater(Exception):
     """Nothing can be decided now; the sweep queues the job again."""
 
 
-def submit(request: Request) -> Job:
+def submit(request: Request, job_id: str = "") -> Job:
     """Accept a job: committed before this returns, then queued for routing."""
     from jobs import tasks
 
     job = Job.objects.create(
-        id=new_job_id(),
+        id=job_id or new_job_id(),
         path=request.path,
         model=request.model,
         key_id=request.key,
@@ -82,7 +83,7 @@ async def route(job_id: str) -> str:
 
 
 def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
-    job = Job.objects.filter(pk=job_id, state=JobState.PENDING).first()
+    job = Job.objects.select_related("key").filter(pk=job_id, state=JobState.PENDING).first()
     if job is None:
         return None
     tried = set(job.attempts.exclude(node=None).values_list("node_id", flat=True))
@@ -91,8 +92,11 @@ def _open_job(job_id: str) -> tuple[Job, set[str]] | None:
 
 async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pipe: Pipe) -> str:
     loads = await board.loads()
-    decision = routing.choose(candidates(snapshot, loads, job.model), tried)
+    only = await sync_to_async(_allowed)(job)
+    decision = routing.choose(candidates(snapshot, loads, job.model, only), tried)
     if isinstance(decision, routing.Refuse):
+        if decision.why == routing.Why.UNKNOWN_MODEL and only is not None and job.model in snapshot.by_model:
+            raise TryAgainLater("none of the nodes that its key may use offers the model")
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
             raise TryAgainLater("no live node serves the model")
         message = {
@@ -128,9 +132,10 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         work,
         order,
         tenant=str(job.key_id or 0),
-        priority=-1,  # behind those whose callers wait
+        priority=min(-1, job.key.priority if job.key else 0),  # behind those whose callers wait
         wait_seconds=settings.RESULT_TTL_SECONDS,
         tried=tried,
+        only=only,
     )
     if isinstance(answer, Full):
         await sync_to_async(_unclaim)(attempt)
@@ -140,6 +145,11 @@ async def _route(job: Job, tried: set[str], snapshot: Snapshot, board: Board, pi
         await sync_to_async(_placed)(job.id, attempt.number, answer.node, why)
         return f"placed on {answer.node}"
     return f"waiting behind {answer.position}"
+
+
+def _allowed(job: Job) -> frozenset[str] | None:
+    """The nodes that may see the job, by its key; None: all."""
+    return job.key.node_ids() if job.key else None
 
 
 def _claim(job: Job) -> Attempt | None:
@@ -218,14 +228,15 @@ def _take_report(node: Node, message: Report) -> str:
 
 def _take_answer(job: Job, attempt: Attempt, done: Done) -> bool:
     now = timezone.now()
-    _close(attempt, "done" if done.status < 400 else "rejected", "")
+    spent = accounting.of_usage(done.usage)
+    _close(attempt, "done" if done.status < 400 else "rejected", "", spent)
     columns: dict[str, Any] = {
         "finished_at": now,
         "http_status": done.status,
         "request": None,
         "result": done.body,
-        "prompt_tokens": done.usage.prompt_tokens if done.usage else 0,
-        "completion_tokens": done.usage.completion_tokens if done.usage else 0,
+        "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens,
     }
     if done.first_token_ms:
         columns["first_token_at"] = now - datetime.timedelta(milliseconds=done.total_ms - done.first_token_ms)
@@ -242,10 +253,15 @@ def _take_failure(job: Job, attempt: Attempt, failed: Failed) -> bool:
     return _fail(job, "upstream_failed", failed.message or str(failed.outcome))
 
 
-def _close(attempt: Attempt, outcome: str, reason: str) -> None:
-    Attempt.objects.filter(pk=attempt.pk, outcome="").update(
-        outcome=outcome, reason=reason[:500], finished_at=timezone.now()
-    )
+def _close(attempt: Attempt, outcome: str, reason: str, spent: Spent = accounting.NOTHING) -> None:
+    """Note how an attempt ended, once, and account for it."""
+    now = timezone.now()
+    with transaction.atomic():
+        open_one = Attempt.objects.filter(pk=attempt.pk, outcome="")
+        if open_one.update(outcome=outcome, reason=reason[:500], finished_at=now):
+            attempt.refresh_from_db(fields=["placed_at", "finished_at"])
+            entry = accounting.of_attempt(attempt, attempt.job, spent)
+            accounting.tell([entry] if entry else [], DEFAULT_DB_ALIAS)
 
 
 def requeue(job: Job) -> bool:

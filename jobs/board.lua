@@ -66,10 +66,12 @@ local function fill(node, model, node_bytes)
     local jobs = redis.call('ZRANGE', QUEUE .. model, from, from + 31)
     if #jobs == 0 then break end
     for _, job in ipairs(jobs) do
-      local w = redis.call('HMGET', WAIT .. job, 'ref', 'lease', 'owner', 'work', 'tried', 'start')
+      local w = redis.call('HMGET', WAIT .. job, 'ref', 'lease', 'owner', 'work', 'tried', 'start', 'only')
       if not w[1] or (w[3] ~= '' and redis.call('EXISTS', 'gt:web:' .. w[3]) == 0) then
         forget_waiting(job, model)  -- whoever asked is gone
-      elseif string.find(w[5], ' ' .. node .. ' ', 1, true) or not has_room(node, #w[4], node_bytes) then
+      elseif string.find(w[5], ' ' .. node .. ' ', 1, true)
+          or ((w[7] or '') ~= '' and not string.find(w[7], ' ' .. node .. ' ', 1, true))
+          or not has_room(node, #w[4], node_bytes) then
         from = from + 1
       else
         put(node, model, w[1], w[2], w[3], w[4])
@@ -87,13 +89,13 @@ local function fill(node, model, node_bytes)
   return placed
 end
 
-local function enqueue(job, model, ref, lease, owner, tenant, priority, tried, give_up_ms, work)
+local function enqueue(job, model, ref, lease, owner, tenant, priority, tried, only, give_up_ms, work)
   local turns = TURNS .. model
   local clock = tonumber(redis.call('HGET', turns, '') or '0')
   local start = math.max(clock, tonumber(redis.call('HGET', turns, 't' .. tenant) or '0'))
   redis.call('HSET', turns, 't' .. tenant, start + 1)
   redis.call('HSET', WAIT .. job, 'ref', ref, 'lease', lease, 'owner', owner, 'work', work, 'tried', tried,
-             'start', start, 'model', model)
+             'only', only, 'start', start, 'model', model)
   redis.call('ZADD', WAITING, give_up_ms, job)
   redis.call('ZADD', QUEUE .. model, start + 1 - priority * PRIORITY_STEP, job)
   return redis.call('ZRANK', QUEUE .. model, job)
@@ -101,18 +103,20 @@ end
 
 local verbs = {}
 
--- job attempt lease owner model tenant priority work wait_seconds per_model total node_bytes tried node...
+-- job attempt lease owner model tenant priority work wait_seconds per_model total node_bytes tried only node...
+-- `only`: the nodes that may see it; empty: all
 function verbs.reserve(a)
   local job, ref, lease, owner, model = a[1], a[1] .. ':' .. a[2], a[3], a[4], a[5]
   local tenant, priority, work, wait_s = a[6], tonumber(a[7]), a[8], tonumber(a[9])
   local per_model, total, node_bytes, tried = tonumber(a[10]), tonumber(a[11]), tonumber(a[12]), a[13]
-  for i = 14, #a do  -- asked again after an answer was lost: the slot may be taken already
+  local only = a[14]
+  for i = 15, #a do  -- asked again after an answer was lost: the slot may be taken already
     if redis.call('HEXISTS', SLOTS .. a[i] .. '/' .. model, ref) == 1 then return {'placed', a[i]} end
   end
   if redis.call('EXISTS', WAIT .. job) == 1 then
     return {'waiting', redis.call('ZRANK', QUEUE .. model, job) or 0}
   end
-  for i = 14, #a do
+  for i = 15, #a do
     if free_slots(a[i] .. '/' .. model) > 0 and has_room(a[i], #work, node_bytes) and alive(a[i]) then
       put(a[i], model, ref, lease, owner, work)
       return {'placed', a[i]}
@@ -122,7 +126,7 @@ function verbs.reserve(a)
   if wait_s <= 0 or ahead >= per_model or redis.call('ZCARD', WAITING) >= total then
     return {'full', ahead}
   end
-  return {'waiting', enqueue(job, model, ref, lease, owner, tenant, priority, tried, now_ms() + wait_s * 1000, work)}
+  return {'waiting', enqueue(job, model, ref, lease, owner, tenant, priority, tried, only, now_ms() + wait_s * 1000, work)}
 end
 
 -- node model ref node_bytes: give a slot back and hand it to whoever waits

@@ -60,8 +60,12 @@ class Board:
         priority: int = 0,
         wait_seconds: float,
         tried: Iterable[str] = (),
+        only: Iterable[str] | None = None,
     ) -> Placed | Waiting | Full:
-        """Take a slot on the first node of `order` that has one and deliver the work there; else wait."""
+        """Take a slot on the first node of `order` that has one and deliver the work there; else wait.
+
+        A job that waits is never given to a node in `tried`, nor to one that is not in `only` (None: any).
+        """
         packed = encode(work)
         answer = await self._script(
             "reserve",
@@ -78,6 +82,7 @@ class Board:
             settings.QUEUE_TOTAL,
             settings.NODE_BYTES,
             f" {' '.join(tried)} ",
+            "" if only is None else f" {' '.join(only)} ",
             *order,
         )
         kind = answer[0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jobs.routing import Candidate
 from nodes.view import Snapshot
 
 
-def candidates(snapshot: Snapshot, in_flight: Mapping[str, int], model: str) -> list[Candidate]:
-    """`in_flight` counts attempts by ``node/model``."""
+def candidates(
+    snapshot: Snapshot, in_flight: Mapping[str, int], model: str, only: Collection[str] | None = None
+) -> list[Candidate]:
+    """`in_flight` counts attempts by ``node/model``; `only` are the nodes that may see the job, None: all."""
     leased = snapshot.leased
     return [
         Candidate(
@@ -27,4 +29,5 @@ def candidates(snapshot: Snapshot, in_flight: Mapping[str, int], model: str) -> 
             reason=m.reason,
         )
         for node, m in snapshot.by_model.get(model, ())
+        if only is None or node.id in only
     ]

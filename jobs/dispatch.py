@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ from jobs.errors import (
     QueueTimeout,
     UpstreamFailed,
 )
-from jobs.interactive import InteractiveJob, Lost, Request
+from jobs.interactive import InteractiveJob, Lost, Over, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
 from jobs.recorder import Recorder
@@ -79,9 +79,9 @@ class Dispatcher:
 
     # -- the four verbs -----------------------------------------------------------------------------
 
-    async def submit(self, request: Request) -> InteractiveJob:
-        """Accept a job: it is placed, or it waits. Raises `JobError`."""
-        job = InteractiveJob(interactive.new_job_id(), request, settings.STREAM_BUFFER_BYTES)
+    async def submit(self, request: Request, over: Over | None = None) -> InteractiveJob:
+        """Accept a job: it is placed, or it waits. Raises `JobError`. `over` is done once, at the end."""
+        job = InteractiveJob(interactive.new_job_id(), request, settings.STREAM_BUFFER_BYTES, over=over)
         self.jobs[job.id] = job
         with self._ending(job):
             await self._place(job)
@@ -202,7 +202,7 @@ class Dispatcher:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
         tried = job.tried
-        offered = self.candidates(request.model)
+        offered = self.candidates(request.model, request.only)
         decision = routing.choose(offered, job.visited)
         if isinstance(decision, routing.Refuse) and job.visited != tried:
             decision = routing.choose(offered, tried)
@@ -239,6 +239,7 @@ class Dispatcher:
                 priority=request.priority,
                 wait_seconds=job.wait_limit,
                 tried=tried,
+                only=request.only,
             )
         )
         try:
@@ -275,9 +276,9 @@ class Dispatcher:
                 self._placed(job, answer.node)
             self.stop_left(job)
 
-    def candidates(self, model: str) -> list[routing.Candidate]:
-        """Every node that offers the model, as the snapshot shows it."""
-        return candidates(self.snapshot, self.in_flight, model)
+    def candidates(self, model: str, only: Collection[str] | None = None) -> list[routing.Candidate]:
+        """Every node that offers the model, as the snapshot shows it; of these `only` some, if given."""
+        return candidates(self.snapshot, self.in_flight, model, only)
 
     def ask_to_load(self, node: str, model: str) -> None:
         """Tell a node to load a model, at most once in a few seconds however many wait for it."""
@@ -290,6 +291,8 @@ class Dispatcher:
     def refusal(self, model: str, refuse: routing.Refuse, last: str = "") -> JobError:
         """What a caller is told when no node can serve a model. `last` is how the last attempt ended."""
         why, detail = refuse.why, refuse.detail
+        if why == routing.Why.UNKNOWN_MODEL and model in self.snapshot.by_model:
+            return NoWorkers(f"none of the nodes that this key may use serves `{model}`")
         if why == routing.Why.UNKNOWN_MODEL:
             return NoSuchModel(f"The model `{model}` does not exist: no node offers it.")
         if why == routing.Why.ALL_TRIED:
@@ -358,7 +361,8 @@ class Dispatcher:
 
     def _forget(self, job: InteractiveJob) -> None:
         self.mailbox.forget(job.id)
-        self.jobs.pop(job.id, None)
+        if self.jobs.pop(job.id, None) is not None and job.over:
+            self._effect(job.over(job))
 
     def _effect(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
         """Do something whose answer nobody waits for. A failure is healed by the watch's recount."""

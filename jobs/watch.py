@@ -163,7 +163,7 @@ class Watch:
 
     def _look_at_waiting(self, job: InteractiveJob, now: float) -> None:
         d, model, waited = self._dispatcher, job.request.model, now - job.waiting_since
-        decision = routing.choose(d.candidates(model), job.tried)
+        decision = routing.choose(d.candidates(model, job.request.only), job.tried)
         if isinstance(decision, routing.Load):
             d.ask_to_load(decision.node, model)
         loading = isinstance(decision, routing.Load | routing.Wait)
