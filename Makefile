@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm lint format bench-batching bench-recovery engine lock lock-engine clean distclean
+.PHONY: help demo smoke up test test-vllm lint format bench-batching bench-keys bench-recovery engine lock lock-engine clean distclean
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
@@ -64,6 +64,10 @@ bench-batching: ## tokens/s through the agent against vLLM alone
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
 	@exec $(PY) -m benchmarks.batching $(ARGS)
+
+bench-keys: ## whether 1,000 wrong keys a second slow a good one down
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.keys $(ARGS)
 
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)
