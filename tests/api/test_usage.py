@@ -24,7 +24,7 @@ from jobs.accounting import Entry, Spent
 from jobs.interactive import InteractiveJob, new_job_id
 from jobs.lifecycle import Move, write_behind
 from jobs.models import Attempt, Job
-from tests.jobs.desk import Desk, request
+from tests.jobs.desk import Asking, Desk, request
 from tests.jobs.scripted import ScriptedNode, done, until
 from worker_agent.contract import Done, Failed, Outcome
 
@@ -54,6 +54,11 @@ async def used(desk: Desk, key: int) -> dict[str, Any]:
     row = await Usage.objects.aget(key_id=key)
     assert (row.model, row.day) == ("m", TODAY())
     return {name: getattr(row, name) for name in usage.COUNTS}
+
+
+def known(caller: Asking) -> InteractiveJob:
+    assert caller.job
+    return caller.job
 
 
 def tokens(of: dict[str, Any]) -> tuple[int, int, int]:
@@ -102,11 +107,12 @@ async def test_a_cancelled_stream_counts_what_was_generated(desk: Desk, wire, an
     work = await node.take()
     node.chunk(work, 0, b"data: {}\n\ndata: {}\n\n")
     await caller.first()
-    desk.dispatcher.abandon(caller.job)
+    job = known(caller)
+    desk.dispatcher.abandon(job)
     await used(desk, ann)  # written while the node is still at it
     node.chunk(work, 1, b"data: {}\n\n")
     node.reply(Failed(work.job, 1, work.lease, 2, Outcome.CANCELLED, "", tokens=told), to=work)
-    await until(lambda: caller.job.current.outcome)
+    await until(lambda: job.current.outcome)
     await desk.look()
     row = await used(desk, ann)
     assert (counts(row), tokens(row)) == ((1, 0, 1), (11, answer, 11 + answer))
@@ -120,7 +126,7 @@ async def test_a_cancelled_whole_answer_counts_its_prompt(desk: Desk, wire, ann)
     work = await node.take()
     await caller.leave()
     node.fail(work, Outcome.CANCELLED)
-    await until(lambda: caller.job.current.outcome)
+    await until(lambda: known(caller).current.outcome)
     await desk.look()
     row = await used(desk, ann)
     assert (counts(row), tokens(row)) == ((1, 0, 1), (11, 0, 11))
