@@ -35,6 +35,9 @@ class _Left(Exception):
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request. A caller who leaves cancels the work."""
+    if (stranger := _stranger(scope)) is not None:
+        await _send_whole(send, refuse(stranger))
+        return
     try:
         body = await _read(scope, receive)
     except ApiError as e:
@@ -50,6 +53,21 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await background.end([work, leaving])
     if not work.cancelled() and work.exception():
         log.error("request failed path=%s", scope["path"], exc_info=work.exception())
+
+
+def _stranger(scope: Scope) -> ApiError | None:
+    """The refusal of a caller without a good key: at once, so that guessing costs neither the body's memory
+    nor a task."""
+    try:
+        gateway.of(scope).keys.caller(_authorization(scope))
+    except ApiError as e:
+        return e
+    return None
+
+
+def _authorization(scope: Scope) -> str:
+    found: bytes = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+    return found.decode("latin-1")
 
 
 async def _answer(scope: Scope, body: bytes, send: Send) -> None:
