@@ -131,8 +131,6 @@ def require_staff(caller: Caller) -> None:
     """Raises `ApiError` 403 for a key that may only ask for completions."""
     if not caller.staff:
         raise ApiError(
-            403,
-            "permission_error",
             "insufficient_permissions",
             "This API key may not read the cluster's state: use a staff key, or log in to the admin.",
         )

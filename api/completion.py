@@ -4,12 +4,14 @@ an iterator of bytes, out. Both doors (`api.views` and `api.lean`) call it and d
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 
 from api import errors, priority, schemas, streaming
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
+from gputorrent import tracing
+from jobs import counting
 from jobs.errors import JobError
 from jobs.interactive import InteractiveJob
 from worker_agent.contract import Chunk
@@ -43,41 +45,50 @@ class Answer:
             self.on_close()
 
 
-async def complete(
-    gateway: Gateway, path: str, authorization: str, body: bytes, x_priority: str = ""
-) -> Answer:
-    """Answer `POST path`; `authorization` and `x_priority` are headers, empty where they were not sent.
-
-    Never raises but for cancellation, which is the caller leaving.
-    """
+async def complete(gateway: Gateway, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
+    """Answer `POST path`; the names of `headers` are in lower case. Never raises but for cancellation, which
+    is the caller leaving."""
+    trace = tracing.current()
     try:
-        caller = gateway.keys.caller(authorization)
+        caller = gateway.keys.caller(headers.get(b"authorization", b"").decode("latin-1"))
+        trace.key = caller.name
+        must_be_json(headers)
+        x_priority = headers.get(priority.HEADER.encode(), b"").decode("latin-1")
         request = priority.apply(schemas.parse(path, body, key=caller.key), caller, x_priority)
         job = await gateway.dispatcher.submit(request)
+        trace.job = job.id
         if request.stream and not job.node:
             # It waits, perhaps for a model to be loaded: the stream opens now and is kept alive meanwhile.
             return _stream(gateway, job, streaming.waiting(gateway.dispatcher, job))
         first = await gateway.dispatcher.first(job)
     except JobError as e:
+        trace.job = e.job
         return refuse(errors.of_job(e))
     except ApiError as e:
+        counting.refused(gateway.dispatcher.metrics, path, e.code)
         return refuse(e)
     if isinstance(first, Chunk):
         return _stream(gateway, job, streaming.events(gateway.dispatcher, job, first.data))
     if first.status >= 400:
-        return refuse(streaming.engine_refusal(first.status, first.body), _named(job))
-    kind = SSE if request.stream else JSON
-    return Answer(first.status, kind + _named(job), first.body)
+        return refuse(streaming.engine_refusal(first.status, first.body))
+    return Answer(first.status, SSE if request.stream else JSON, first.body)
 
 
 def _stream(gateway: Gateway, job: InteractiveJob, parts: AsyncGenerator[bytes, None]) -> Answer:
-    return Answer(200, SSE + _named(job), parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+    return Answer(200, SSE, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
 
 
-def _named(job: InteractiveJob) -> Headers:
-    return [(b"x-request-id", job.id.encode())]
+def must_be_json(headers: Mapping[bytes, bytes]) -> None:
+    """Raises `ApiError` 415 for a body that says it is something else, or compressed. One that says nothing
+    is taken for JSON, as OpenAI does."""
+    kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    if kind and kind != b"application/json" and not kind.endswith(b"+json"):
+        said = kind[:80].decode("latin-1")
+        raise ApiError("unsupported_media_type", f"Send 'Content-Type: application/json', not '{said}'.")
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"", b"identity"}:
+        raise ApiError("unsupported_media_type", "Send the body uncompressed, without 'Content-Encoding'.")
 
 
-def refuse(error: ApiError, headers: Headers | None = None) -> Answer:
+def refuse(error: ApiError) -> Answer:
     """The answer that a refusal becomes."""
-    return Answer(error.status, JSON + (headers or []) + error.headers, error.body())
+    return Answer(error.status, JSON + error.headers, error.body())

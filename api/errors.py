@@ -1,4 +1,4 @@
-"""One table from our errors to OpenAI's: status, `type`, `code`. Every refusal under /v1 has this shape."""
+"""Refusals as a caller sees them, in OpenAI's shape. What each means is in `api.error_codes`."""
 
 from __future__ import annotations
 
@@ -7,108 +7,95 @@ from typing import Any, Final
 
 import msgspec
 import redis
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
-from rest_framework.exceptions import APIException, MethodNotAllowed, NotFound
+from django.http import Http404
+from rest_framework import exceptions
 from rest_framework.response import Response
 
-from jobs.errors import (
-    BrokerUnavailable,
-    Cancelled,
-    FirstTokenTimeout,
-    HeldOff,
-    JobError,
-    KeyRevoked,
-    ModelLoading,
-    ModelUnavailable,
-    NoSuchModel,
-    NoWorkers,
-    QueueFull,
-    QueueTimeout,
-    UpstreamFailed,
-)
+from api.error_codes import CODES, Code
+from gputorrent import tracing
+from jobs.errors import BrokerUnavailable, JobError, NoSuchModel
 
 log = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
 
-JOB_ERRORS: Final[dict[type[JobError], tuple[int, str]]] = {
-    NoSuchModel: (404, "invalid_request_error"),
-    NoWorkers: (503, "service_unavailable_error"),
-    ModelUnavailable: (503, "service_unavailable_error"),
-    ModelLoading: (503, "service_unavailable_error"),
-    HeldOff: (422, "invalid_request_error"),
-    QueueFull: (429, "rate_limit_error"),
-    QueueTimeout: (503, "service_unavailable_error"),
-    FirstTokenTimeout: (504, "timeout_error"),
-    UpstreamFailed: (502, "upstream_error"),
-    BrokerUnavailable: (503, "service_unavailable_error"),
-    Cancelled: (400, "invalid_request_error"),
-    KeyRevoked: (401, "authentication_error"),
+_OF_DJANGO: Final[dict[type[Exception], str]] = {
+    Http404: "not_found",
+    exceptions.NotFound: "not_found",
+    PermissionDenied: "insufficient_permissions",
+    exceptions.PermissionDenied: "insufficient_permissions",
+    exceptions.ParseError: "invalid_json",
+    exceptions.UnsupportedMediaType: "unsupported_media_type",
+    SuspiciousOperation: "bad_request",
 }
-"""How an end without an answer looks to a caller: HTTP status and OpenAI's `type`. The `code` is ours."""
-
-NO_RETRY: Final = frozenset({Cancelled, FirstTokenTimeout, HeldOff, ModelUnavailable})
-"""Ends after which the official clients should not repeat the request by themselves."""
+"""What Django and its REST framework raise by themselves."""
 
 
 class ApiError(Exception):
-    """A refusal as the caller sees it."""
+    """A refusal with a code of the table, which gives its status and type.
+
+    `status` stands in for the table's where the code covers several (an engine's 4xx). `retry_after` in
+    seconds becomes the header, as a whole number of at least 1. Raises KeyError for a code that is in no row.
+    """
 
     def __init__(
         self,
-        status: int,
-        type_: str,
-        code: str | None,
+        code: str,
         message: str,
         *,
         param: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
         headers: Headers | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.type = type_
+        row = CODES[code]
         self.code = code
+        self.type = row.type
+        self.status = status or row.status
         self.message = message
-        self.param = param
-        self.headers = headers or []
-
-    def body(self) -> bytes:
-        """The JSON body, as of OpenAI's API."""
-        return msgspec.json.encode(self.data())
+        self.param = param or row.param
+        self.headers = [*(headers or []), *_advice(row, retry_after)]
 
     def data(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        """The body as an object. What is not the caller's fault names the request, for who is told of it."""
+        message = self.message
+        if self.status >= 500 and (request := tracing.request_id()):
+            message = f"{message} (request id {request})"
+        return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def body(self) -> bytes:
+        """The JSON body."""
+        return msgspec.json.encode(self.data())
 
 
-def invalid(
-    message: str, *, code: str | None = None, param: str | None = None, status: int = 400
-) -> ApiError:
-    """The caller's mistake."""
-    return ApiError(status, "invalid_request_error", code, message, param=param)
+def _advice(row: Code, retry_after: float | None) -> Headers:
+    """What is wanted instead, when to try again, and whether clients that do so by themselves should."""
+    headers: Headers = []
+    if row.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if retry_after:
+        headers.append((b"retry-after", str(max(1, round(retry_after))).encode()))
+    if not row.retry:
+        headers.append((b"x-should-retry", b"false"))
+    return headers
+
+
+def invalid(message: str, *, code: str = "invalid_value", param: str | None = None) -> ApiError:
+    """The caller's mistake: a 4xx of the table."""
+    return ApiError(code, message, param=param)
 
 
 def unauthorized(message: str) -> ApiError:
-    return ApiError(
-        401,
-        "authentication_error",
-        "invalid_api_key",
-        message,
-        headers=[(b"www-authenticate", b"Bearer")],
-    )
+    """The key is missing or wrong."""
+    return ApiError("invalid_api_key", message)
 
 
 def of_job(error: JobError) -> ApiError:
     """The refusal that a caller gets for a job's end."""
-    status, type_ = JOB_ERRORS[type(error)]
-    headers: Headers = []
-    if error.retry_after:
-        headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if type(error) in NO_RETRY:
-        headers.append((b"x-should-retry", b"false"))
-    param = "model" if isinstance(error, NoSuchModel) else None
-    return ApiError(status, type_, error.code, str(error), param=param, headers=headers)
+    return ApiError(error.code, str(error), retry_after=error.retry_after)
 
 
 def no_such_model(model: str) -> ApiError:
@@ -118,18 +105,18 @@ def no_such_model(model: str) -> ApiError:
 
 def ledger_unavailable() -> ApiError:
     """The database is away, or does not answer."""
-    return ApiError(
-        503,
-        "service_unavailable_error",
-        "ledger_unavailable",
-        "the database is unavailable for the moment",
-        headers=[(b"retry-after", b"2")],
-    )
+    return ApiError("ledger_unavailable", "The database is unavailable for the moment.", retry_after=2.0)
 
 
 def unexpected() -> ApiError:
     """Something of ours is broken; the log has the traceback."""
-    return ApiError(500, "server_error", "internal_error", "an internal error occurred")
+    return ApiError("internal_error", "An internal error occurred.")
+
+
+def too_large(limit: int) -> ApiError:
+    """The body has more than `limit` bytes. The rest of it is not read, so the connection ends."""
+    message = f"The request body is larger than {limit} bytes."
+    return ApiError("request_too_large", message, headers=[(b"connection", b"close")])
 
 
 _LEDGER: Final = (DatabaseError, InterfaceError)
@@ -137,29 +124,32 @@ _OURS: Final = (DataError, IntegrityError)  # what the database says of a mistak
 
 
 def drf_exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
-    """Give what Django REST Framework raises the same shape."""
-    if isinstance(exc, JobError):
-        exc = of_job(exc)
-    elif isinstance(exc, redis.RedisError):
-        log.warning("redis unavailable error=%s", type(exc).__name__)
-        exc = of_job(BrokerUnavailable("the queue is unavailable for the moment"))
-    elif isinstance(exc, _LEDGER) and not isinstance(exc, _OURS):
-        log.warning("ledger unavailable error=%s", type(exc).__name__)
-        exc = ledger_unavailable()
+    """Give what views and Django REST Framework raise the same shape. None: Django answers 500."""
+    error = of_exception(exc, context.get("view"))
+    if error is None:
+        return None
+    headers = {name.decode(): value.decode() for name, value in error.headers}
+    return Response(error.data(), status=error.status, headers=headers)
+
+
+def of_exception(exc: Exception, view: Any = None) -> ApiError | None:
+    """The refusal that an exception stands for; None where nobody expected it."""
     if isinstance(exc, ApiError):
-        headers = {name.decode(): value.decode() for name, value in exc.headers}
-        return Response(exc.data(), status=exc.status, headers=headers)
-    if isinstance(exc, MethodNotAllowed):
-        error = invalid(str(exc.detail), code="method_not_allowed", status=405)
-        view = context.get("view")
+        return exc
+    if isinstance(exc, JobError):
+        return of_job(exc)
+    if isinstance(exc, redis.RedisError):
+        log.warning("redis unavailable error=%s", type(exc).__name__)
+        return of_job(BrokerUnavailable("the queue is unavailable for the moment"))
+    if isinstance(exc, _LEDGER) and not isinstance(exc, _OURS):
+        log.warning("ledger unavailable error=%s", type(exc).__name__)
+        return ledger_unavailable()
+    if isinstance(exc, exceptions.MethodNotAllowed):
         allow = ", ".join(view.allowed_methods) if view else ""
-        return Response(error.data(), status=405, headers={"Allow": allow})
-    if isinstance(exc, NotFound):
-        return Response(invalid("no such thing", code="not_found", status=404).data(), status=404)
-    if isinstance(exc, APIException):
-        code = exc.get_codes()
-        error = invalid(
-            str(exc.detail)[:500], code=code if isinstance(code, str) else None, status=exc.status_code
-        )
-        return Response(error.data(), status=exc.status_code)
+        return ApiError("method_not_allowed", str(exc.detail), headers=[(b"allow", allow.encode())])
+    for kind, code in _OF_DJANGO.items():
+        if isinstance(exc, kind):
+            return ApiError(code, str(getattr(exc, "detail", "The request was refused."))[:500])
+    if isinstance(exc, exceptions.APIException) and exc.status_code < 500:
+        return ApiError("bad_request", str(exc.detail)[:500], status=exc.status_code)
     return None

@@ -13,6 +13,8 @@ from django.db import DatabaseError, InterfaceError
 
 from api.authentication import KeyRing
 from api.errors import ApiError
+from api.exposition import Exposition
+from api.readiness import Readiness
 from gputorrent import background
 from jobs import cancelling
 from jobs.dispatch import Dispatcher
@@ -32,6 +34,8 @@ class Gateway:
         self.dispatcher = Dispatcher()
         self.watch = Watch(self.dispatcher)
         self.keys = KeyRing()
+        self.exposition = Exposition(self.dispatcher)
+        self.readiness = Readiness(self.dispatcher)
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -68,7 +72,8 @@ class Gateway:
     def _end_jobs_of_dead_keys(self) -> None:
         """Those whose callers wait here; every look, since a key may also just expire."""
         jobs = self.dispatcher.jobs.values()
-        dead = self.keys.dead({job.request.key for job in jobs if job.request.key is not None})
+        used = {job.request.key for job in jobs if job.request.key is not None}
+        dead = self.keys.dead(used) if used else used
         for job in [job for job in jobs if job.request.key in dead]:
             self.dispatcher.cancel(job.id, KeyRevoked())
 
@@ -85,9 +90,6 @@ def of(scope: Mapping[str, Any]) -> Gateway:
     gateway = scope.get("state", {}).get(STATE)
     if gateway is None:
         raise ApiError(
-            503,
-            "service_unavailable_error",
-            "no_gateway",
-            "the server was started without its gateway: run it under uvicorn (make up)",
+            "no_gateway", "the server was started without its gateway: run it under uvicorn (make up)"
         )
     return gateway

@@ -19,10 +19,12 @@ from rest_framework.response import Response
 
 from api import gateway, priority, records, schemas
 from api.authentication import Caller, require_staff
+from api.completion import must_be_json
 from api.errors import ApiError, invalid, no_such_model
 from api.gateway import Gateway
 from api.records import Reader, Wanted
-from gputorrent import ledger
+from api.views import headers_of
+from gputorrent import ledger, tracing
 from jobs import asynchronous, cancelling
 from jobs.models import Job, JobState
 
@@ -40,6 +42,7 @@ class JobsView(APIView):
 
     async def post(self, request: Request) -> Response:
         here, caller = _who(request)
+        must_be_json(headers_of(request))
         path, body = _unwrap(request._request.body)
         wanted = schemas.parse(path, body, key=caller.key)
         wanted = priority.apply(wanted, caller, request.headers.get(priority.HEADER, ""))
@@ -80,7 +83,9 @@ class JobView(APIView):
 
 def _who(request: Request) -> tuple[Gateway, Caller]:
     here = gateway.of(getattr(request._request, "scope", {}))
-    return here, here.keys.caller(request.headers.get("Authorization", ""))
+    caller = here.keys.caller(request.headers.get("Authorization", ""))
+    tracing.current().key = caller.name
+    return here, caller
 
 
 def _reader(caller: Caller) -> Reader:
@@ -99,7 +104,7 @@ async def _find(here: Gateway, job: str, caller: Caller) -> Job:
             found = await ledger.ask(records.find, job_id, _reader(caller))
         if found is not None:
             return found
-    raise invalid("No such job.", code="job_not_found", status=404)
+    raise ApiError("job_not_found", "No such job.")
 
 
 async def _record(here: Gateway, job: Job, caller: Caller) -> dict[str, Any]:
@@ -114,6 +119,7 @@ async def _record(here: Gateway, job: Job, caller: Caller) -> dict[str, Any]:
 def _unwrap(body: bytes) -> tuple[str, bytes]:
     try:
         whole: Any = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        url = msgspec.json.decode(whole.get("url", b"null"))  # what is kept raw was not looked at as text
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise invalid(f"The body is not a JSON object: {str(e)[:200]}", code="invalid_json") from None
     if "url" in whole or "body" in whole:
@@ -122,7 +128,6 @@ def _unwrap(body: bytes) -> tuple[str, bytes]:
             raise invalid(
                 f"Missing required parameter: '{missing}'.", code="missing_required_parameter", param=missing
             )
-        url = msgspec.json.decode(whole["url"])
         if not isinstance(url, str) or url not in schemas.SCHEMAS:
             raise invalid(
                 f"'url' must be one of {', '.join(schemas.SCHEMAS)}.", code="invalid_value", param="url"

@@ -53,20 +53,8 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _answer(scope: Scope, body: bytes, send: Send) -> None:
-    authorization = x_priority = b""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            authorization = value
-        elif name == b"x-priority":
-            x_priority = value
     try:
-        answer = await complete(
-            gateway.of(scope),
-            scope["path"],
-            authorization.decode("latin-1"),
-            body,
-            x_priority.decode("latin-1"),
-        )
+        answer = await complete(gateway.of(scope), scope["path"], dict(scope["headers"]), body)
     except ApiError as e:
         answer = refuse(e)
     except Exception:  # the caller gets our shape, the log the traceback
@@ -82,6 +70,11 @@ async def _answer(scope: Scope, body: bytes, send: Send) -> None:
     finally:
         await answer.close()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def too_large(send: Send, limit: int) -> None:
+    """Answer that a body is larger than `limit` bytes."""
+    await _send_whole(send, refuse(errors.too_large(limit)))
 
 
 async def _send_whole(send: Send, answer: Answer) -> None:

@@ -6,11 +6,10 @@ import asyncio
 import datetime
 from typing import Any
 
-import redis
-from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Count, Sum
 from django.utils import timezone
 
+from api import rates
 from gputorrent import ledger
 from jobs import heals
 from jobs.dispatch import Dispatcher
@@ -125,7 +124,7 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
         heals.read(dispatcher.pipe),
         ledger.ask(_ledger),
     )
-    loads = seen.loads
+    loads, recent = seen.loads, await rates.read(dispatcher.pipe)
     each = []
     for name in names:
         ready = [c for c in dispatcher.candidates(name) if c.takes_work and c.state == ModelState.READY]
@@ -137,6 +136,7 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
                 "slots": sum(c.slots for c in ready),
                 "in_flight": sum(loads.get(f"{node.id}/{name}", 0) for node, _ in snapshot.by_model[name]),
                 "waiting": depths[name],
+                "rates": recent.of(name),
             }
         )
     breakers = [
@@ -150,7 +150,7 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
         }
         for b in seen.breakers.values()
     ]
-    state = {"waiting": waiting, "breakers": breakers, "heals": healed}
+    state = {"waiting": waiting, "breakers": breakers, "heals": healed, "rates": recent.of()}
     return {"object": "cluster", "models": each, **state, **recorded}
 
 
@@ -171,32 +171,6 @@ def _ledger() -> dict[str, Any]:
         "jobs": open_jobs,
         "last_5_minutes": {**last, "completion_tokens": tokens, "tokens_per_s": round(tokens / 300, 1)},
     }
-
-
-async def readiness(dispatcher: Dispatcher) -> dict[str, str]:
-    """'ok', or what is wrong, for Redis and the database. Each is given 2 s."""
-
-    async def broker() -> str:
-        try:
-            await dispatcher.pipe.send("PING")
-        except redis.RedisError as e:
-            return type(e).__name__
-        return "ok"
-
-    async def database() -> str:
-        try:
-            await ledger.within(2, _select_one)
-        except (DatabaseError, InterfaceError) as e:
-            return type(e).__name__
-        return "ok"
-
-    redis_state, database_state = await asyncio.gather(broker(), database())
-    return {"redis": redis_state, "database": database_state}
-
-
-def _select_one() -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
 
 
 def _seconds(moment: datetime.datetime | None) -> float | None:

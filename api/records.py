@@ -94,8 +94,8 @@ def _matching(wanted: Wanted) -> Q:
     if wanted.created_before is not None:
         matching &= Q(created_at__lt=wanted.created_before)
     if wanted.key is not None:
-        same_id = Q(key_id=int(wanted.key)) if wanted.key.isascii() and wanted.key.isdigit() else Q()
-        matching &= same_id | Q(key__name=wanted.key)
+        number = int(wanted.key) if re.fullmatch("[0-9]{1,18}", wanted.key) else None
+        matching &= Q(key_id=number) | Q(key__name=wanted.key) if number else Q(key__name=wanted.key)
     if wanted.node is not None:
         matching &= Q(node_id=wanted.node) | Q(node__name=wanted.node)
     return matching
@@ -144,12 +144,20 @@ def whole(job: Job, reader: Reader) -> dict[str, Any]:
     result is still kept; staff looking at it does not."""
     answer = summary(job, reader)
     if job.asynchronous:
-        answer["result"] = msgspec.json.decode(bytes(job.result)) if job.result else None
+        answer["result"] = _result(bytes(job.result)) if job.result is not None else None
         # Whatever an engine answered was kept: the status says that it did.
         answer["result_dropped"] = job.http_status is not None and job.result is None
         if job.result is not None and job.result_read_at is None and job.key_id in {None, reader.key}:
             Job.objects.filter(pk=job.pk, result_read_at=None).update(result_read_at=timezone.now())
     return answer
+
+
+def _result(body: bytes) -> Any:
+    """What the engine answered: JSON, or the text of a refusal that was none."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return body.decode("utf-8", "replace")
 
 
 async def queue_of(job_id: str, state: str, board: Board) -> dict[str, Any] | None:

@@ -1,143 +1,185 @@
-"""What a client may send, checked before anything else happens. Only what routing and accounting need, and
-what every engine would refuse anyway, is decoded; the rest of the body passes as bytes.
+"""What a client may send, checked before anything else happens. The body is decoded once, for the checks;
+the engine gets the caller's own bytes wherever nothing had to be changed.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from django.conf import settings
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET
 
+from api import chat, sampling, text
+from api.chat import ChatCompletion
 from api.errors import ApiError, invalid, no_such_model
+from api.sampling import Sampling, StreamOptions
+from api.text import Completion, Embedding
 from jobs import prompt
 from jobs.interactive import Request
 from worker_agent.contract import MODEL_NAME
 
-Tokens = Annotated[int, Meta(ge=1, le=100_000_000)]
-Temperature = Annotated[float, Meta(ge=0, le=2)]
-Probability = Annotated[float, Meta(ge=0, le=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Choices = Annotated[int, Meta(ge=1, le=128)]
-Stop = str | Annotated[list[str], Meta(max_length=64)]
+DEEPEST: Final = 64
+"""How deep lists and objects may lie in each other. Programs that walk a schema do so by recursion."""
 
 
-class StreamOptions(Struct):
-    include_usage: bool | None = None
+class Schema(NamedTuple):
+    """What one path takes: its type, the names of its parameters, and what the type does not say."""
+
+    type: type[Any]
+    known: frozenset[str]
+    check: Callable[[Any], None]
 
 
-class _Common(Struct, kw_only=True):
-    model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | UnsetType | None = UNSET
-    max_tokens: Annotated[int, Meta(ge=0, le=100_000_000)] | None = None
-    n: Choices | None = None
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    stop: Stop | None = None
-    seed: int | None = None
-    user: str | None = None
-    prompt_cache_key: str | None = None
+def _schema(kind: type[Any], check: Callable[[Any], None]) -> Schema:
+    return Schema(kind, frozenset(field.encode_name for field in msgspec.structs.fields(kind)), check)
 
 
-class Completion(_Common):
-    """``POST /v1/completions``."""
-
-    prompt: str | list[Any]
-    echo: bool | None = None
-
-
-class Message(Struct):
-    role: str
-    content: Any = None
-
-
-class ChatCompletion(_Common):
-    """``POST /v1/chat/completions``."""
-
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: Tokens | None = None
-
-
-SCHEMAS: Final[dict[str, type[_Common]]] = {
-    "/v1/completions": Completion,
-    "/v1/chat/completions": ChatCompletion,
+SCHEMAS: Final[dict[str, Schema]] = {
+    "/v1/completions": _schema(Completion, text.check),
+    "/v1/chat/completions": _schema(ChatCompletion, chat.check),
 }
-_decoders = {path: msgspec.json.Decoder(schema) for path, schema in SCHEMAS.items()}
-_any = msgspec.json.Decoder()
+"""The paths that make tokens."""
+EMBEDDINGS: Final = "/v1/embeddings"
+ALL_SCHEMAS: Final = {**SCHEMAS, EMBEDDINGS: _schema(Embedding, text.check_embedding)}
+
+
+class _Key:
+    """The name of a parameter as it came. Two of the same name differ, so none gets lost in a dict."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+_decode = msgspec.json.Decoder(dict[_Key, Any], dec_hook=lambda _, name: _Key(name)).decode
 
 _MISSING = re.compile(r"Object missing required field `([^`]+)`")
-_AT = re.compile(r" - at `\$\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `([^`]+)`")
+_AT = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _USAGE = b'"stream_options":{"include_usage":true},'
 
 
 def parse(path: str, body: bytes, *, key: int | None) -> Request:
-    """A completion request from its body. Raises `ApiError` 400 naming the parameter.
+    """A request from its body. Raises `ApiError` 400 naming the parameter, 404 for a name no model can have.
 
     For a stream the engine is always asked for its usage, which the ledger needs; the caller sees it only
     if it asked too.
     """
+    schema = ALL_SCHEMAS[path]
+    fields = _fields(body)
+    if unknown := fields.keys() - schema.known:
+        _check_unknown(unknown, fields)
     try:
-        wanted = _decoders[path].decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise _refused(e) from None
+        wanted = msgspec.convert(fields, schema.type, str_keys=True)
+    except msgspec.ValidationError as e:
+        raise _refused(str(e)) from None
+    if _deeper_than(DEEPEST, fields):
+        raise ApiError("nested_too_deeply", f"The body is nested deeper than {DEEPEST} levels.")
+    schema.check(wanted)
     if not MODEL_NAME.fullmatch(wanted.model):
         raise no_such_model(wanted.model)
+    if not isinstance(wanted, Sampling):
+        return Request(path, wanted.model, body, False, False, key)
+    sampling.check(wanted)
     stream = bool(wanted.stream)
-    asked = isinstance(wanted.stream_options, StreamOptions)
-    if asked and not stream:
-        raise invalid("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
-    hide_usage = False
-    if stream:
-        shown = asked and bool(wanted.stream_options.include_usage)  # type: ignore[union-attr]
-        hide_usage = not shown
-        if not shown:
-            body = _with_usage(body, has_options=wanted.stream_options is not UNSET)
-    request = Request(path, wanted.model, body, stream, hide_usage, key, tokens_wanted=_tokens(wanted))
-    return replace(request, prefix=_prefix(wanted, request.tenant)) if settings.AFFINITY else request
+    options = wanted.stream_options
+    hide_usage = stream and not (isinstance(options, StreamOptions) and options.include_usage)
+    if wanted.stop_sequences is not UNSET or (hide_usage and options is not UNSET):
+        body = _rewritten(fields, hide_usage)
+    elif hide_usage:
+        start = body.index(b"{") + 1
+        body = body[:start] + _USAGE + body[start:]
+    request = Request(
+        path, wanted.model, body, stream, hide_usage, key, tokens_wanted=_tokens(wanted, fields)
+    )
+    return replace(request, prefix=_prefix(wanted, fields, request.tenant)) if settings.AFFINITY else request
 
 
-def _tokens(wanted: _Common) -> int:
+def _tokens(wanted: Sampling, fields: dict[str, Any]) -> int:
+    """Of context, at least."""
     if isinstance(wanted, ChatCompletion):
         most = wanted.max_completion_tokens or wanted.max_tokens or 0
-        return prompt.chat_tokens((m.content for m in wanted.messages), most)
-    return prompt.text_tokens(getattr(wanted, "prompt", ""), wanted.max_tokens or 0)
+        return prompt.chat_tokens((m.get("content") for m in fields["messages"]), most)
+    return prompt.text_tokens(fields["prompt"], fields.get("max_tokens") or 0)
 
 
-def _prefix(wanted: _Common, tenant: str) -> prompt.Prefix:
+def _prefix(wanted: Sampling, fields: dict[str, Any], tenant: str) -> prompt.Prefix:
     if wanted.prompt_cache_key:
         return prompt.of_cache_key(tenant, wanted.model, wanted.prompt_cache_key)
     if isinstance(wanted, ChatCompletion):
-        return prompt.of_chat(tenant, wanted.model, [(m.role, m.content) for m in wanted.messages])
-    return prompt.of_text(tenant, wanted.model, getattr(wanted, "prompt", ""))
+        messages = [(m["role"], m.get("content")) for m in fields["messages"]]
+        return prompt.of_chat(tenant, wanted.model, messages)
+    return prompt.of_text(tenant, wanted.model, fields["prompt"])
 
 
-def _with_usage(body: bytes, *, has_options: bool) -> bytes:
-    if not has_options:
-        start = body.index(b"{") + 1
-        return body[:start] + _USAGE + body[start:]
-    whole = _any.decode(body)
-    whole["stream_options"] = {**(whole["stream_options"] or {}), "include_usage": True}
-    return msgspec.json.encode(whole)
+def _fields(body: bytes) -> dict[str, Any]:
+    """The parameters of a body. Of two with one name engines would take the one or the other: refused."""
+    try:
+        pairs = _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        said = _AT.sub("", str(e))[:200]
+        if isinstance(e, RecursionError):
+            raise ApiError("nested_too_deeply", f"The body is nested deeper than {DEEPEST} levels.") from None
+        if said.startswith("Expected"):
+            raise invalid(f"Invalid request: {said}.") from None
+        raise invalid(f"The body is not valid JSON: {said}", code="invalid_json") from None
+    fields = {key.name: value for key, value in pairs.items()}
+    if len(fields) != len(pairs):
+        names = [key.name for key in pairs]
+        twice = next(name for name in names if names.count(name) > 1)[:80]
+        raise invalid(f"Duplicate parameter: '{twice}'.", code="duplicate_parameter", param=twice)
+    return fields
 
 
-def _refused(error: Exception) -> ApiError:
-    message = str(error)
-    if missing := _MISSING.search(message):
-        where = _AT.search(message)
-        param = f"{where[1]}.{missing[1]}" if where and where[1] else missing[1]
+def _check_unknown(unknown: set[str], fields: dict[str, Any]) -> None:
+    for name in sorted(unknown - settings.EXTRA_PARAMETERS):
+        if fields[name] is not None or name not in sampling.REFUSED:  # null: a client that sends all it knows
+            raise sampling.refused(name)
+
+
+def _deeper_than(most: int, fields: dict[str, Any]) -> bool:
+    # Prompts have types that bound their depth, and may have a million items.
+    level = [v for name, v in fields.items() if v.__class__ in _NESTS and name not in _FLAT]
+    for _ in range(most - 1):
+        if not level:
+            return False
+        level = [
+            v
+            for box in level
+            for v in (box.values() if box.__class__ is dict else box)
+            if v.__class__ in _NESTS
+        ]
+    return bool(level)
+
+
+_NESTS: Final = frozenset({dict, list})
+_FLAT: Final = frozenset({"prompt", "input"})
+
+
+def _rewritten(fields: dict[str, Any], ask_for_usage: bool) -> bytes:
+    if (stop := fields.pop("stop_sequences", None)) is not None:
+        fields["stop"] = stop
+    if ask_for_usage:
+        fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+    return msgspec.json.encode(fields)
+
+
+def _refused(message: str) -> ApiError:
+    """What msgspec says of a value, as a refusal that names the parameter."""
+    where = _AT.search(message)
+    param = where[1].replace("[...]", "") if where else ""
+    said = _AT.sub("", message)
+    if missing := _MISSING.match(said):
+        param = f"{param}.{missing[1]}" if param else missing[1]
         return invalid(
             f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param
         )
-    if isinstance(error, msgspec.ValidationError):
-        where = _AT.search(message)
-        param = where[1] if where else None
-        said = _AT.sub("", message)
-        said = f"Invalid value for '{param}': {said}." if param else f"Invalid request: {said}."
-        return invalid(said, code="invalid_value", param=param or None)
-    return invalid(f"The body is not valid JSON: {message[:200]}", code="invalid_json")
+    if unknown := _UNKNOWN.match(said):
+        param = f"{param}.{unknown[1][:80]}" if param else unknown[1][:80]
+        return invalid(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
+    return invalid(f"Invalid value for '{param}': {said}.", param=param or None)

@@ -40,4 +40,4 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except Refusal as e:
-        raise ApiError(e.status, "invalid_request_error", e.code, e.message) from None
+        raise ApiError(e.code, e.message) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
@@ -17,6 +18,11 @@ from jobs.dispatch import Dispatcher
 from jobs.errors import JobError
 from jobs.interactive import InteractiveJob
 from worker_agent.contract import Chunk
+
+_TOO_LONG = re.compile(
+    r"maximum (context|model) length|than max_model_len|exceeds? the available context|context window", re.I
+)
+"""What vLLM, llama.cpp and others say of a prompt that is too long. Programs heed the code."""
 
 
 async def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> AsyncGenerator[bytes, None]:
@@ -64,18 +70,26 @@ def error_event(error: ApiError) -> bytes:
 
 
 def engine_refusal(status: int, body: bytes) -> ApiError:
-    """What the engine said of the caller's request, in OpenAI's shape (vLLM puts a number into `code`)."""
+    """What the engine said of the caller's request, in OpenAI's shape and with a code of ours: vLLM puts the
+    status there, other engines their own words.
+
+    An engine that refuses *us* (401 and 403: a wrong key for an engine that runs elsewhere) is no mistake of
+    the caller's.
+    """
     said: Any = None
     with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         said = msgspec.json.decode(body)
     error = said.get("error", said) if isinstance(said, dict) else {}
     error = error if isinstance(error, dict) else {}
     message = error.get("message")
-    param, code = error.get("param"), error.get("code")
+    if not isinstance(message, str) or not message:
+        message = f"the engine refused the request with status {status}"
+    if status in {401, 403}:
+        return ApiError("upstream_failed", f"the engine refused the coordinator's request: {message}")
+    param = error.get("param")
     return ApiError(
-        status,
-        "invalid_request_error",
-        code if isinstance(code, str) else None,
-        message if isinstance(message, str) else f"the engine refused the request with status {status}",
+        "context_length_exceeded" if _TOO_LONG.search(message) else "rejected_by_engine",
+        message,
         param=param if isinstance(param, str) else None,
+        status=status,
     )

@@ -2,7 +2,8 @@
 
 from django.urls import path, re_path
 
-from api import jobs, views
+from api import jobs, metrics, views
+from api.openapi import views as openapi
 from nodes.steering import MODEL_VERBS, NODE_VERBS
 
 _NODE_VERBS, _MODEL_VERBS = "|".join(NODE_VERBS), "|".join(MODEL_VERBS)
@@ -18,6 +19,9 @@ urlpatterns = [
     re_path(rf"^workers/(?P<node>[\w.-]+)/models/(?P<verb>{_MODEL_VERBS})$", views.WorkerModelView.as_view()),
     re_path(rf"^workers/(?P<node>[\w.-]+)/(?P<verb>{_NODE_VERBS})$", views.WorkerView.as_view()),
     path("cluster/status", views.ClusterStatusView.as_view()),
+    path("schema", openapi.SchemaView.as_view()),
+    path("docs", openapi.DocsView.as_view()),
+    path("metrics", metrics.MetricsView.as_view()),
     path("healthz", views.HealthView.as_view()),
     path("readyz", views.ReadyView.as_view()),
 ]

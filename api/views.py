@@ -13,19 +13,25 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import gateway, priority, reading, steering
+from api import gateway, reading, steering
 from api.authentication import Caller, require_staff
-from api.completion import Answer, complete
-from api.errors import ApiError, invalid, no_such_model, unauthorized
-from gputorrent import ledger
+from api.completion import Answer, complete, must_be_json
+from api.errors import ApiError, invalid, no_such_model, unauthorized, unexpected
+from gputorrent import ledger, tracing
 
 
 def _gateway(request: Request) -> gateway.Gateway:
     return gateway.of(getattr(request._request, "scope", {}))
 
 
+def headers_of(request: Request) -> dict[bytes, bytes]:
+    return dict(getattr(request._request, "scope", {}).get("headers", ()))
+
+
 def _caller(request: Request) -> Caller:
-    return _gateway(request).keys.caller(request.headers.get("Authorization", ""))
+    caller = _gateway(request).keys.caller(request.headers.get("Authorization", ""))
+    tracing.current().key = caller.name
+    return caller
 
 
 async def _staff(request: Request) -> str:
@@ -73,9 +79,8 @@ class CompletionView(APIView):
         answer = await complete(
             _gateway(request),
             request._request.path,
-            request.headers.get("Authorization", ""),
+            headers_of(request),
             request._request.body,
-            request.headers.get(priority.HEADER, ""),
         )
         response: HttpResponseBase
         if answer.parts is None:
@@ -127,6 +132,7 @@ class WorkerModelView(APIView):
 
     async def post(self, request: Request, node: str, verb: str) -> Response:
         by = await _staff(request)
+        must_be_json(headers_of(request))
         try:
             model = msgspec.json.decode(request._request.body, type=steering.ModelBody).model
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
@@ -155,18 +161,28 @@ class ReadyView(APIView):
     """``GET /readyz``: Redis and the database answer too; 503 with what does not."""
 
     async def get(self, request: Request) -> Response:
-        checks = await reading.readiness(_gateway(request).dispatcher)
+        checks = await _gateway(request).readiness.look()
         ready = all(state == "ok" for state in checks.values())
         return Response({"status": "ok" if ready else "unavailable", **checks}, status=200 if ready else 503)
 
 
 def no_such_path(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """404 in OpenAI's shape."""
-    error = invalid(f"Unknown path: {request.path[:200]}", code="unknown_url", status=404)
-    return JsonResponse(error.data(), status=404)
+    return _plain(invalid(f"Unknown path: {request.path[:200]}", code="unknown_url"))
+
+
+def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """400 for what Django itself refuses, for example a wrong Host header."""
+    return _plain(invalid("The request was refused.", code="bad_request"))
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """500 in OpenAI's shape; the log has the traceback."""
-    error = ApiError(500, "server_error", "internal_error", "an internal error occurred")
-    return JsonResponse(error.data(), status=500)
+    return _plain(unexpected())
+
+
+def _plain(error: ApiError) -> HttpResponse:
+    response = JsonResponse(error.data(), status=error.status)
+    for name, value in error.headers:
+        response[name.decode()] = value.decode()
+    return response

@@ -30,6 +30,12 @@ PATIENT = {
 }
 
 
+def client_of(cluster: Cluster) -> httpx.AsyncClient:
+    """A connection for each request: one that is kept may be closed by the server as it is used again."""
+    limits = httpx.Limits(max_connections=FLOOD, max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=cluster.url, timeout=300, limits=limits)
+
+
 async def ask(client: httpx.AsyncClient, key: str, how_often: int) -> list[str]:
     """Send so many requests at once; the ids of the jobs they became."""
     body = {"model": MODEL, "prompt": "on and on", "max_tokens": TOKENS}
@@ -45,18 +51,17 @@ async def ask(client: httpx.AsyncClient, key: str, how_often: int) -> list[str]:
 
 async def flood(cluster: Cluster, a: str, b: str) -> tuple[list[str], list[str]]:
     """A's jobs and B's; B asks when all of A's are on the board."""
-    limits = httpx.Limits(max_connections=FLOOD + FEW)
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=300, limits=limits) as client:
-        flooding = asyncio.create_task(ask(client, a, FLOOD))
+    async with client_of(cluster) as first, client_of(cluster) as second:
+        flooding = asyncio.create_task(ask(first, a, FLOOD))
         # The rest is on its way, or has been answered.
         while await asyncio.to_thread(cluster.slots_held) < FLOOD * 0.6:  # noqa: ASYNC110 - it asks the cluster
             await asyncio.sleep(0.05)
-        few = await ask(client, b, FEW)
+        few = await ask(second, b, FEW)
         return await flooding, few
 
 
 async def alone(cluster: Cluster, b: str) -> list[str]:
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=300) as client:
+    async with client_of(cluster) as client:
         return await ask(client, b, FEW)
 
 

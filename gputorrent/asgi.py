@@ -23,6 +23,7 @@ from channels.routing import URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 
 from api import gateway, lean  # noqa: E402
+from gputorrent.access import Traced  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
 from gputorrent.urls import websocket_urlpatterns  # noqa: E402
 from jobs import dispatch  # noqa: E402
@@ -43,7 +44,7 @@ async def _http(scope: Scope, receive: Receive, send: Send) -> None:
         await django_application(scope, receive, send)  # type: ignore[arg-type]
 
 
-_limited = BodyLimit(_http)
+_traced = Traced(BodyLimit(_http, lean.too_large))
 
 
 async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +67,7 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
     match scope["type"]:
         case "http":
-            await _limited(scope, receive, send)
+            await _traced(scope, receive, send)
         case "websocket":
             await _websocket(scope, receive, send)
         case "lifespan":

@@ -11,21 +11,26 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Refuse = Callable[[Send, int], Awaitable[None]]
 
 _RESULTS = "/nodes/report"
 
 
 class BodyLimit:
-    """ASGI middleware. An agent's report may carry a result, so it has a limit of its own."""
+    """ASGI middleware. An agent's report may carry a result, so it has a limit of its own.
 
-    def __init__(self, app: App) -> None:
+    `refuse` answers that a body is larger than so many bytes.
+    """
+
+    def __init__(self, app: App, refuse: Refuse) -> None:
         self._app = app
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = settings.MAX_RESULT_BYTES if scope["path"] == _RESULTS else settings.MAX_BODY_BYTES
         declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
         if declared.isdigit() and int(declared) > limit:
-            await _refuse(send, limit)
+            await self._refuse(send, limit)
             return
         if declared.isdigit():  # the server holds the client to what it declared
             await self._app(scope, receive, send)
@@ -47,18 +52,4 @@ class BodyLimit:
 
         await self._app(scope, counted, watched)
         if seen > limit and not started:
-            await _refuse(send, limit)
-
-
-async def _refuse(send: Send, limit: int) -> None:
-    body = (
-        b'{"error":{"message":"The request body is larger than %d bytes.","type":"invalid_request_error",'
-        b'"param":null,"code":"request_too_large"}}' % limit
-    )
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+            await self._refuse(send, limit)

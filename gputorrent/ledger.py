@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from django.db import OperationalError, close_old_connections
 
-ANSWER_SECONDS = 2.5
+ANSWER_SECONDS = 2.0
 """How long one call may take before the request behind it is refused with 503."""
 
 _THREADS = 8

@@ -114,6 +114,8 @@ INSTALLED_APPS = [
     "rest_framework",
     "adrf",
     "django_rq",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "nodes",
     "jobs",
     "api",
@@ -266,8 +268,16 @@ RESULT_TTL_SECONDS = _number("GPUTORRENT_RESULT_TTL_SECONDS", 86400, 1)
 RESULT_READ_SECONDS = _number("GPUTORRENT_RESULT_READ_SECONDS", 300, 0)
 """How long an asynchronous job's result is kept after its owner has first read it."""
 
+ALLOW_URLS = _flag("GPUTORRENT_ALLOW_URLS", False)
+"""Whether callers may name images, sounds and videos by http and https URLs, which nodes then fetch."""
+EXTRA_PARAMETERS = frozenset(_list("GPUTORRENT_EXTRA_PARAMETERS"))
+"""Parameters of requests that pass although neither OpenAI nor `api.sampling` knows them."""
+
 AFFINITY = _flag("GPUTORRENT_AFFINITY", True)
 """Whether a chat's next turn goes back to the node that has its beginning in its cache."""
+METRICS_TOKEN = _text("GPUTORRENT_METRICS_TOKEN")
+"""A bearer token that may read /metrics and nothing else (for Prometheus; staff keys may too)."""
+
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
 """Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""
 
@@ -278,15 +288,33 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "api.negotiation.AlwaysJSON",
-    "EXCEPTION_HANDLER": "api.errors.drf_exception_handler",
+    "EXCEPTION_HANDLER": "api.metrics.counting_exception_handler",
+    "DEFAULT_SCHEMA_CLASS": "api.openapi.inspector.TableSchema",
     "UNAUTHENTICATED_USER": None,
 }
 
+# The schema's text is in api/openapi; here is what drf-spectacular wants to know.
+SPECTACULAR_SETTINGS = {
+    "TITLE": "GPU Torrent",
+    "DESCRIPTION": "Every GPU a team owns behind one OpenAI-compatible endpoint.",
+    "VERSION": "0.1.0",
+    "OAS_VERSION": "3.1.1",
+    "POSTPROCESSING_HOOKS": ["api.openapi.inspector.add_components"],
+    "SWAGGER_UI_DIST": "SIDECAR",  # from our own static files: a closed network has no CDN
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+}
+
 # -- logs ----------------------------------------------------------------------------------------------
+ACCESS_LOG = _text("GPUTORRENT_ACCESS_LOG", "some")
+"""Which requests get a line: all, off, or some (see `gputorrent.access`). A line costs about 60 us."""
+if ACCESS_LOG not in {"all", "some", "off"}:
+    raise ImproperlyConfigured(f"GPUTORRENT_ACCESS_LOG={ACCESS_LOG!r}: use all, some or off")
+LOG_JSON = _flag("GPUTORRENT_LOG_JSON", False)
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
+    "formatters": {"line": {"()": "gputorrent.logs.Objects" if LOG_JSON else "gputorrent.logs.Lines"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": _text("GPUTORRENT_LOG_LEVEL", "INFO")},
     "loggers": {

@@ -28,5 +28,6 @@ urlpatterns = [
 
 websocket_urlpatterns: list[Any] = []
 
+handler400 = "api.views.bad_request"
 handler404 = "api.views.no_such_path"
 handler500 = "api.views.server_error"

@@ -18,7 +18,7 @@ import redis
 from django.conf import settings
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import breaker, interactive, poison, routing
+from jobs import breaker, counting, interactive, metrics, poison, routing
 from jobs.affinity import Affinity
 from jobs.board import Board, Full, Placed, Released, Waiting
 from jobs.breaker import Breaker
@@ -35,6 +35,7 @@ from jobs.errors import (
 from jobs.interactive import InteractiveJob, Lost, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
+from jobs.metrics import Metrics
 from jobs.poison import Strikes
 from jobs.recorder import Recorder
 from jobs.refusal import queue_full, refusal
@@ -62,6 +63,9 @@ class Dispatcher:
         self.snapshot = Snapshot()
         self.recorder = Recorder()
         self.affinity, self.spreading = Affinity(), Spreading()
+        self.metrics = Metrics(pipe, self.mailbox.web)
+        self.metrics.sample(metrics.STALE, lambda: self.mailbox.stale)
+        self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
         self.in_flight: dict[str, int] = {}
         """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
         self.breakers: dict[str, Breaker] = {}
@@ -83,8 +87,11 @@ class Dispatcher:
             self.abandon(job)
         if self._effects:
             await asyncio.wait(self._effects, timeout=2.0)
+        for job in list(self.jobs.values()):
+            self._forget(job)  # abandoned above, and nobody is left to hear how its node takes it
         await self.mailbox.stop()
         await self.recorder.stop()
+        await self._quietly(self.metrics.flush())
         await self._client.aclose()
 
     # -- the verbs -----------------------------------------------------------------------------
@@ -125,6 +132,7 @@ class Dispatcher:
         try:
             yield
         except JobError as e:
+            e.job = job.id
             self._end(job, e.move, code=e.code, message=str(e))
             raise
         except BaseException:
@@ -403,7 +411,8 @@ class Dispatcher:
 
     def _forget(self, job: InteractiveJob) -> None:
         self.mailbox.forget(job.id)
-        self.jobs.pop(job.id, None)
+        if self.jobs.pop(job.id, None):
+            counting.job_over(self.metrics, job, self.snapshot)
 
     def _effect(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> asyncio.Task[None]:
         """Do something whose answer nobody waits for. A failure is healed by the watch's recount."""

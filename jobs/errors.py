@@ -26,6 +26,7 @@ class JobError(Exception):
     code = "internal_error"
     move = Move.FAIL
     retry_after: float | None = None
+    job = ""  # the job that ended, where there was one
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)

@@ -20,6 +20,7 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
 from django.utils import timezone
 
+from jobs import counting
 from jobs.models import TERMINAL, Attempt, Job, JobState
 
 
@@ -73,6 +74,7 @@ def move(job: Job, how: Move, *, outcome: str = "", **columns: Any) -> bool:
     job.state, job.version = to, job.version + 1
     for name, value in columns.items():
         setattr(job, name, value)
+    counting.row_moved(job)
     return True
 
 

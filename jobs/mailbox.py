@@ -210,7 +210,7 @@ class Mailbox:
         # Nodes may append to this stream too, so another web process proves itself. It says nothing new the
         # second time; and no node can read what it would repeat.
         job, _, proof = text.partition(" ")
-        if not hmac.compare_digest(proof, _proof(self.web, job)):
+        if not hmac.compare_digest(proof.encode(), _proof(self.web, job).encode()):
             self.stale += 1
             return
         self._on_cancel(job)

@@ -21,6 +21,7 @@ from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Lost
 from jobs.recount import Recount
 from jobs.refusal import refusal
+from jobs.vitals import Vitals
 from nodes import registry
 from worker_agent.contract import Outcome
 
@@ -47,13 +48,17 @@ class Watch:
         self._emptied = False
         self._away = False
         self._recount = Recount(dispatcher)
+        self.vitals = Vitals(dispatcher)
 
     async def start(self) -> None:
         await self.refresh()
+        await self.vitals.publish()
         self._tasks = [
             asyncio.create_task(self._forever(self.refresh, settings.SNAPSHOT_SECONDS), name="watch.refresh"),
             asyncio.create_task(self._look_forever(), name="watch.look"),
             asyncio.create_task(self._forever(self.recount, _RECOUNT_SECONDS), name="watch.recount"),
+            asyncio.create_task(self._forever(self._dispatcher.metrics.flush, 1.0), name="watch.metrics"),
+            asyncio.create_task(self._forever(self.vitals.publish, 5.0), name="watch.vitals"),
         ]
 
     async def stop(self) -> None:

@@ -186,6 +186,8 @@ class Snapshot:
 
 def _corrected(offers: list[tuple[NodeView, ModelView]]) -> list[tuple[NodeView, ModelView]]:
     """The same with weights that know how fast the others are with this model."""
+    if not any(m.stream_tokens_per_s for _, m in offers):
+        return offers
     told = ((Weight(m.weight, m.weight_from), m.stream_tokens_per_s) for _, m in offers)
     return [
         (node, msgspec.structs.replace(m, weight=weight.value, weight_from=weight.source))

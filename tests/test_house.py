@@ -17,6 +17,7 @@ GROUND = (
     "gputorrent.ledger",
     "gputorrent.redis",
     "gputorrent.settings",
+    "gputorrent.tracing",
 )
 """What every room of the coordinator stands on."""
 TOP = ("gputorrent.asgi", "gputorrent.urls")

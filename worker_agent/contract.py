@@ -78,7 +78,8 @@ class ModelState(StrEnum):
 
 
 class Outcome(StrEnum):
-    """Why an attempt failed on the node's side. See `is_node_fault`."""
+    """Why an attempt failed on the node's side. Whether that speaks against the node is the coordinator's
+    decision."""
 
     ENGINE_UNREACHABLE = "engine_unreachable"  # nothing answered on the engine's port
     ENGINE_DIED = "engine_died"  # the connection broke, or the process ended, with work in it
@@ -91,17 +92,6 @@ class Outcome(StrEnum):
     DRAINING = "draining"  # the agent is stopping and takes no more
     CANCELLED = "cancelled"  # asked for by the coordinator
     UNDELIVERABLE = "undeliverable"  # the broker was away so long that the node could keep no more replies
-
-
-def is_node_fault(outcome: Outcome) -> bool:
-    """Whether an outcome speaks against the node (and counts towards its circuit breaker)."""
-    return outcome not in {
-        Outcome.ENGINE_BUSY,
-        Outcome.DRAINING,
-        Outcome.CANCELLED,
-        Outcome.MODEL_NOT_READY,
-        Outcome.UNDELIVERABLE,
-    }
 
 
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]

@@ -57,7 +57,7 @@ async def test_without_a_good_key_nothing_else_is_looked_at(door, serve, path):
         (CHAT, {"model": "m"}, 400, "missing_required_parameter", "messages"),
         (TEXT, {"model": "m"}, 400, "missing_required_parameter", "prompt"),
         (CHAT, {**HELLO, "temperature": 9}, 400, "invalid_value", "temperature"),
-        (CHAT, {**HELLO, "stream_options": {}}, 400, None, "stream_options"),
+        (CHAT, {**HELLO, "stream_options": {}}, 400, "invalid_value", "stream_options"),
     ],
 )
 async def test_mistakes_are_refused_in_openais_shape(door, serve, key, path, body, status, code, param):
@@ -100,13 +100,6 @@ async def test_whatever_the_client_accepts_it_gets_json(door, serve, key):
     client = await serve()
     for accept in ("text/event-stream", "text/html", "application/xml;q=0.9"):
         answer = await client.post(CHAT, json=HELLO, headers={**key, "Accept": accept})
-        assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
-
-
-async def test_whatever_content_type_the_client_names_it_is_read_as_json(door, serve, key):
-    client = await serve()
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
-        answer = await client.post(CHAT, content=json.dumps(HELLO), headers={**key, "Content-Type": kind})
         assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
 
 
@@ -161,7 +154,8 @@ async def test_a_stream_that_breaks_off_says_so_in_an_event(door, serve, key, wi
     first, last, nothing = answer.content.split(b"\n\n")
     assert (first, nothing) == (b"data: 1", b"")
     error = json.loads(last.removeprefix(b"data: "))["error"]
-    assert (error["code"], error["message"]) == ("upstream_failed", "the engine has died")
+    assert error["code"] == "upstream_failed"
+    assert error["message"].startswith("the engine has died (request id ")
 
 
 async def test_a_stream_that_must_wait_is_kept_alive_and_then_served(door, serve, key, wire, settings):

@@ -98,6 +98,7 @@ async def test_every_filter(serve):
         ({"created_before": middle, "state": "failed"}, set()),
         ({"node": node.pk}, {odd["node"]}),
         ({"node": "box"}, {odd["node"]}),
+        ({"key": "9" * 40}, set()),
     ]:
         page = (await client.get("/jobs", params=query, headers=headers)).json()
         assert {job["id"] for job in page["data"]} == found, query

@@ -56,7 +56,7 @@ async def test_a_job_is_accepted_and_committed(serve, wire, body, path):
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"),
     [
-        ({**CHAT, "stream": True}, 400, None, "stream"),
+        ({**CHAT, "stream": True}, 400, "invalid_value", "stream"),
         ({**CHAT, "model": "other"}, 404, "model_not_found", "model"),
         ({"model": "m"}, 400, "missing_required_parameter", "prompt"),
         ({"url": "/v1/completions"}, 400, "missing_required_parameter", "body"),
@@ -118,6 +118,20 @@ async def test_a_failed_job_shows_its_error_and_no_usage(serve):
     seen = (await (await serve()).get(f"/jobs/{'b' * 32}", headers=ann)).json()
     assert (seen["status"], seen["usage"], seen["error"]) == ("failed", None, {"code": "c", "message": "why"})
     assert "result" not in seen
+
+
+async def test_a_result_that_is_not_json_is_shown_as_text(serve):
+    ann = await caller("ann", staff=True)
+    await Job.objects.acreate(
+        id="a" * 32,
+        model="m",
+        asynchronous=True,
+        state=JobState.FAILED,
+        result=b"too long \xff",
+        http_status=413,
+    )
+    seen = (await (await serve()).get(f"/jobs/{'a' * 32}", headers=ann)).json()
+    assert (seen["result"], seen["result_dropped"]) == ("too long \ufffd", False)
 
 
 async def test_usage_is_shown_as_far_as_it_is_known_and_times_are_counted_from_acceptance(serve):

@@ -27,7 +27,7 @@ from worker_agent.contract import decode_work, inbox_key, lease_key
 
 NODES, MODELS, WEBS, TENANTS = ["a" * 16, "b" * 16], ["m", "org/n"], ["w1", "w2"], ["1", "2", "3"]
 PLACES = [(node, model) for node in NODES for model in MODELS]
-FAULTS = 1  # a second one opens the breaker
+FAULTS = 0  # the first one opens the breaker
 
 Place = tuple[str, str]
 Ref = tuple[str, int]
@@ -65,7 +65,7 @@ class Model:
     """What the board should do, with plain lists and loops."""
 
     def __init__(self) -> None:
-        self.capacity = dict.fromkeys(PLACES, 1)
+        self.capacity = dict.fromkeys(PLACES, 2)
         self.alive, self.webs = set(NODES), set(WEBS)
         self.placed: dict[Ref, Place] = {}
         self.marks: dict[Ref, int] = {}  # the opening an attempt was placed in
@@ -175,7 +175,7 @@ class BoardMachine(RuleBasedStateMachine):
         for web in WEBS:
             self.wire.set(f"gt:web:{web}", "1")
         for place in PLACES:
-            self.wire.hset(view.SLOTS, "/".join(place), 1)
+            self.wire.hset(view.SLOTS, "/".join(place), 2)
 
     def run(self, step):
         return self.loop.run_until_complete(step)
@@ -221,7 +221,7 @@ class BoardMachine(RuleBasedStateMachine):
     # -- what can happen -------------------------------------------------------------------------------
 
     @rule(
-        model=st.sampled_from(MODELS),
+        model=st.sampled_from([MODELS[0]] * 3 + MODELS[1:]),
         web=st.sampled_from(["", *WEBS]),
         tenant=st.sampled_from(TENANTS),
         priority=st.integers(-1, 1),
@@ -235,7 +235,7 @@ class BoardMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.placed)
     @rule(
         data=st.data(),
-        verdict=st.sampled_from([Verdict.OK, Verdict.FAULT, Verdict.FAULT, Verdict.NOTHING]),
+        verdict=st.sampled_from([Verdict.OK, Verdict.FAULT, Verdict.NOTHING]),
         again=st.booleans(),
         tenant=st.sampled_from(TENANTS),
     )
@@ -260,7 +260,7 @@ class BoardMachine(RuleBasedStateMachine):
         assert self.run(self.board.leave(job))
         assert not self.run(self.board.leave(job))
 
-    @rule(place=st.sampled_from(PLACES), slots=st.integers(0, 3))
+    @rule(place=st.sampled_from(PLACES), slots=st.sampled_from([0, 1, 2, 3, 3]))
     def change_capacity(self, place, slots):
         self.model.capacity[place] = slots
         self.wire.hset(view.SLOTS, "/".join(place), slots)
@@ -356,7 +356,7 @@ def test_the_board_agrees_with_the_model_whatever_happens(wire, settings):
         BoardMachine,
         settings=bounds(
             max_examples=30,
-            stateful_step_count=30,
+            stateful_step_count=40,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),

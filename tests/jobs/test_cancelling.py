@@ -223,7 +223,7 @@ async def test_the_process_that_answers_it_is_asked(desk, node, other, settings)
     assert desk.dispatcher.mailbox.stale == 0
 
 
-@pytest.mark.parametrize("wrong", ["empty", "guessed", "of another job", "of another process"])
+@pytest.mark.parametrize("wrong", ["empty", "guessed", "binary", "of another job", "of another process"])
 async def test_a_node_cannot_have_a_job_cancelled(desk, node, wire, wrong):
     asking = desk.ask()
     work = await node.take()
@@ -232,6 +232,7 @@ async def test_a_node_cannot_have_a_job_cancelled(desk, node, wire, wrong):
     proof = {
         "empty": "",
         "guessed": "0" * 64,
+        "binary": "\xff\0",
         "of another job": mailbox._proof(web, "f" * 32),
         "of another process": mailbox._proof("f" * 16, work.job),
     }[wrong]

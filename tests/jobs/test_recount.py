@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import UpstreamFailed
 from jobs.interactive import new_job_id
-from nodes import listing
+from nodes import listing, view
 from nodes.listing import Listing
 from tests.jobs.scripted import ScriptedNode, until, work
 
@@ -128,3 +128,15 @@ async def test_who_waits_but_stands_in_no_queue_is_placed_again(desk, wire, node
     await held.first()
     node.done(await node.take())
     await waiting.first()
+
+
+async def test_soon_after_redis_came_back_empty_nobody_is_taken_for_gone(desk, wire, node):
+    await desk.dispatcher.board.reserve(work(reply="other"), [node.id], tenant="t", wait_seconds=0)
+    await recount(desk)
+    wire.set("gt:gone:other", "1")  # absent for long
+    wire.set(view.ALIVE, int(time.time()))
+    await recount(desk)
+    assert await desk.held() == 1
+    wire.set(view.ALIVE, int(time.time()) - 60)
+    await recount(desk)
+    assert await desk.held() == 0

@@ -273,3 +273,14 @@ def test_the_order_holds_each_node_that_may_serve_once_and_no_other(
         assert decision.node not in tried | decision.barred
     assert type(choose(shuffled, tried, by)) is type(decision)
     explain(candidates, by)
+
+
+def test_the_explanation_names_an_open_breaker_and_the_shares_of_the_others():
+    nodes = [node("a", weight=3.0), node("b"), node("c", breaker="open"), node("d", in_flight=4)]
+    _, rows = explain(nodes, Hints())
+    assert [(r.candidate.node, r.rank, r.share, r.why_not) for r in rows] == [
+        ("a", 1, 0.75, ""),
+        ("b", 2, 0.25, ""),
+        ("d", 3, 0.0, "full: only waiting jobs"),
+        ("c", 0, 0.0, "its breaker is open: too many faults"),
+    ]

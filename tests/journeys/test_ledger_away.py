@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +18,7 @@ from tests.journeys.cluster import MODEL, Cluster, events
 pytestmark = pytest.mark.skipif(
     not os.environ.get("JOURNEY_DATABASE_URL"), reason="SQLite cannot be frozen: PostgreSQL only"
 )
-REFUSED_SECONDS = 3.0
+PATIENCE_SECONDS = 8.0  # a refusal takes 2 s; the rest is for a busy machine
 
 
 @contextlib.contextmanager
@@ -52,12 +51,10 @@ def test_a_frozen_database(tmp_path):
             ("GET", "/cluster/status", None),
         ]
 
-        def ask(request: tuple) -> tuple[str, int, str, bool]:
+        def ask(request: tuple) -> tuple[str, int, str]:
             method, path, json = request
-            since = time.monotonic()
-            answer = httpx.request(method, cluster.url + path, json=json, headers=cluster.headers, timeout=20)
-            code = answer.json().get("error", {}).get("code")
-            return f"{method} {path}", answer.status_code, code, time.monotonic() - since < REFUSED_SECONDS
+            answer = client.request(method, cluster.url + path, json=json, timeout=PATIENCE_SECONDS)
+            return f"{method} {path}", answer.status_code, answer.json().get("error", {}).get("code")
 
         with (
             ThreadPoolExecutor(len(requests)) as pool,
@@ -68,8 +65,8 @@ def test_a_frozen_database(tmp_path):
             first = next(lines)
             with frozen(server):
                 for _ in range(2):  # also when the threads that ask are all stuck already
-                    for name, status, code, soon in pool.map(ask, requests):
-                        assert (name, status, code, soon) == (name, 503, "ledger_unavailable", True)
+                    for name, status, code in pool.map(ask, requests):
+                        assert (name, status, code) == (name, 503, "ledger_unavailable")
                 # New work is taken, and the stream goes on.
                 assert cluster.chat("meanwhile", max_tokens=2).status_code == 200
                 assert next(line for line in lines if line).startswith("data: ")

@@ -93,7 +93,7 @@ def test_each_of_many_at_once_gets_its_own_answer(client):
     [
         ({"model": "nope"}, openai.NotFoundError, "model_not_found", "model"),
         ({"temperature": "hot"}, openai.BadRequestError, "invalid_value", "temperature"),
-        ({"max_tokens": 100_000}, openai.BadRequestError, None, None),
+        ({"max_tokens": 100_000}, openai.BadRequestError, "rejected_by_engine", None),
         ({"messages": []}, openai.BadRequestError, "invalid_value", "messages"),
     ],
 )

@@ -1,0 +1,73 @@
+"""The outermost layer of HTTP: every request gets its id, every answer the header with it, the log a line.
+
+The line has no query string, no body and no key, only the key's name. GPUTORRENT_ACCESS_LOG chooses: ``all``,
+``off``, or ``some``, which leaves out what goes well and is known otherwise: completions (the ledger has
+them), agents' messages, probes and static files.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from django.conf import settings
+
+from gputorrent import tracing
+from gputorrent.tracing import Trace
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_KNOWN_OTHERWISE: Final = ("/nodes/", "/static/", "/healthz", "/readyz")
+_LEFT: Final = 499  # the caller left before the answer began; the number is nginx's
+
+
+class Traced:
+    """ASGI middleware for HTTP."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        trace = tracing.begin(scope["headers"])
+
+        def stamped(message: dict[str, Any]) -> Awaitable[None]:  # no coroutine of its own for every chunk
+            if message["type"] == "http.response.start":
+                trace.stamp(message)
+            return send(message)
+
+        try:
+            await self._app(scope, receive, stamped)
+        finally:
+            if _wanted(scope["path"], trace):
+                _note(scope, trace)
+
+
+def _wanted(path: str, trace: Trace) -> bool:
+    if settings.ACCESS_LOG != "some":
+        return bool(settings.ACCESS_LOG == "all")
+    if trace.status >= 400 or not trace.status:
+        return True
+    return not trace.job and not path.startswith(_KNOWN_OTHERWISE)
+
+
+def _note(scope: Scope, trace: Trace) -> None:
+    path = scope.get("raw_path") or scope["path"].encode()
+    fields = {
+        "method": scope["method"],
+        "path": path[:200].decode("latin-1"),
+        "status": trace.status or _LEFT,
+        "ms": round((time.perf_counter() - trace.begun) * 1000, 1),
+        "request": trace.id,
+    }
+    if trace.job:
+        fields["job"] = trace.job
+    if trace.key:
+        fields["key"] = trace.key
+    log.log(logging.WARNING if trace.status >= 500 else logging.INFO, "request", extra={"fields": fields})
