@@ -79,6 +79,8 @@ def agreement(world: World, calls: list[Call], rows: dict[str, dict[str, Any]]) 
     for call in by_id.values():
         found = rows.get(call.job)
         lost = call.kind != Kind.JOB and world.record_lost(f"web {call.port}", call.began, call.ended)
+        if found is None and not call.accepted and call.end == End.ERROR:
+            continue
         if found is None:
             known.looked_at += 1
             known.excused += lost

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-_JOB = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
+_JOB = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{12}7[0-9a-f]{19})")
+"""Jobs have a UUIDv7; the id of a request that became no job is a random one (version 4)."""
 
 
 class Kind(StrEnum):
@@ -57,8 +58,8 @@ class Call:
 
     @property
     def accepted(self) -> bool:
-        """The coordinator took it: it has a job's id, or its answer began."""
-        return bool(self.job) or self.status in {200, 202}
+        """The coordinator took it: its answer began. What was refused at once may have no record."""
+        return self.status in {200, 202}
 
     @property
     def right(self) -> str:

@@ -18,18 +18,21 @@ from tests.chaos.world import Span, World
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 
 
+def name(number: int) -> str:
+    """The id of a job."""
+    return f"{number:012x}7{number:019x}"
+
+
 def call(kind: Kind = Kind.CHAT_STREAM, end: End = End.COMPLETED, number: int = 1, **more: Any) -> Call:
-    made = Call(
-        number, kind, ["a.0", "a.1", "a.2"], 80, began=10.0, ended=12.0, job=f"{number:032x}", end=end
-    )
-    for name, value in more.items():
-        setattr(made, name, value)
+    made = Call(number, kind, ["a.0", "a.1", "a.2"], 80, began=10.0, ended=12.0, job=name(number), end=end)
+    for field, value in {"status": 200, **more}.items():
+        setattr(made, field, value)
     return made
 
 
 def row(number: int = 1, state: str = "completed", code: str = "", **more: Any) -> dict[str, Any]:
     empty = dict.fromkeys(("request", "result", "node_id", "placed_at", "finished_at"))
-    made = {"id": f"{number:032x}", "state": state, "error_code": code, "asynchronous": False, "stream": True}
+    made = {"id": name(number), "state": state, "error_code": code, "asynchronous": False, "stream": True}
     return {**empty, **made, "attempt_count": 1, "created_at": NOW, **more}
 
 
@@ -75,8 +78,14 @@ def test_right_tokens_are_right():
 
 def test_an_id_that_changes_is_found():
     seen = call()
-    seen.take_id("chatcmpl-" + "f" * 32)
+    seen.take_id("chatcmpl-" + name(15))
     assert seen.problems
+
+
+def test_the_id_of_a_request_is_not_that_of_a_job():
+    seen = call()
+    seen.take_id("19a38ef96b6242af86517d8372d1b266")
+    assert (seen.job, seen.problems) == (name(1), [])
 
 
 # -- clients and ledger ----------------------------------------------------------------------------------
@@ -120,6 +129,12 @@ def test_a_row_without_a_client_is_that_of_one_who_was_told_no_id():
     )
 
 
+def test_what_was_refused_at_once_needs_no_row():
+    refused = call(end=End.ERROR, code="no_workers", status=503)
+    assert not wrong(world(), [refused], [])
+    assert wrong(world(), [call(end=End.ERROR, code="upstream_failed")], [])
+
+
 def test_a_killed_web_process_takes_the_records_of_its_last_moment_along():
     killed = Span("down", "web 80", 12.5, 16.0)
     assert not wrong(world(killed), [call()], [])
@@ -131,20 +146,20 @@ def test_a_killed_web_process_takes_the_records_of_its_last_moment_along():
     [("done", 1, True), ("", 1, False), ("done", 2, False), ("done", 4, False)],
 )
 def test_attempts_end_with_their_job_and_are_counted(outcome, number, right):
-    attempt = {"job_id": f"{1:032x}", "number": number, "node_id": "n", "outcome": outcome}
-    check = checks.tried(world(), [call()], {f"{1:032x}": row()}, [attempt])
+    attempt = {"job_id": name(1), "number": number, "node_id": "n", "outcome": outcome}
+    check = checks.tried(world(), [call()], {name(1): row()}, [attempt])
     assert bool(check.wrong) is not right
 
 
 @pytest.mark.parametrize(("completed", "right"), [(3, True), (2, False), (4, False)])
 def test_metrics_count_what_the_ledger_has(completed, right):
-    rows = {f"{n:032x}": row(n, finished_at=NOW) for n in range(3)}
+    rows = {name(n): row(n, finished_at=NOW) for n in range(3)}
     page = f'# TYPE x counter\ngputorrent_jobs_total{{model="m",state="completed"}} {completed}\n'
     assert bool(metrics.agreement(world(), page, rows).wrong) is not right
 
 
 def test_metrics_may_miss_what_ended_as_something_broke():
-    rows = {f"{1:032x}": row(finished_at=datetime.datetime.now(datetime.UTC))}
+    rows = {name(1): row(finished_at=datetime.datetime.now(datetime.UTC))}
     now = time.monotonic()
     assert metrics.agreement(world(), "nothing", rows).wrong
     assert not metrics.agreement(world(Span("down", "web 80", now, now)), "nothing", rows).wrong
@@ -172,7 +187,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def piece(text: str) -> bytes:
-    event = '{"id":"chatcmpl-' + f"{1:032x}" + '","choices":[{"delta":{"content":"' + text + '"}}]}'
+    event = '{"id":"chatcmpl-' + name(1) + '","choices":[{"delta":{"content":"' + text + '"}}]}'
     return chunk(b"data: " + event.encode() + b"\n\n")
 
 
