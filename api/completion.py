@@ -45,13 +45,28 @@ class Answer:
             self.on_close()
 
 
+def stranger(gateway: Gateway, path: str, headers: Mapping[bytes, bytes]) -> Answer | None:
+    """The refusal of a caller without a good key; a door may ask before it reads the body, so that guessing
+    costs neither the body's memory nor a task."""
+    try:
+        gateway.keys.caller(_authorization(headers))
+    except ApiError as e:
+        counting.refused(gateway.dispatcher.metrics, path, e.code)
+        return refuse(e)
+    return None
+
+
+def _authorization(headers: Mapping[bytes, bytes]) -> str:
+    return headers.get(b"authorization", b"").decode("latin-1")
+
+
 async def complete(gateway: Gateway, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
     """Answer `POST path`; the names of `headers` are in lower case. Never raises but for cancellation, which
     is the caller leaving."""
     trace = tracing.current()
     limits: Headers = []
     try:
-        caller = gateway.keys.caller(headers.get(b"authorization", b"").decode("latin-1"))
+        caller = gateway.keys.caller(_authorization(headers))
         trace.key = caller.name
         must_be_json(headers)
         x_priority = headers.get(priority.HEADER.encode(), b"").decode("latin-1")
