@@ -225,12 +225,14 @@ class BoardMachine(RuleBasedStateMachine):
         web=st.sampled_from(["", *WEBS]),
         tenant=st.sampled_from(TENANTS),
         priority=st.integers(-1, 1),
+        many=st.integers(1, 5),  # or slots would rarely be short
     )
-    def reserve(self, model, web, tenant, priority):
+    def reserve(self, model, web, tenant, priority, many):
         if web and web not in self.model.webs:
             return
-        self.count += 1
-        self.ask(f"j{self.count:03}", 1, model, web, tenant, priority)
+        for _ in range(many):
+            self.count += 1
+            self.ask(f"j{self.count:03}", 1, model, web, tenant, priority)
 
     @precondition(lambda self: self.model.placed)
     @rule(
@@ -356,7 +358,7 @@ def test_the_board_agrees_with_the_model_whatever_happens(wire, settings):
         BoardMachine,
         settings=bounds(
             max_examples=30,
-            stateful_step_count=40,
+            stateful_step_count=30,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
