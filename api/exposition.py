@@ -141,7 +141,7 @@ def _gauge(name: str, help_: str, labels: Series, values: _Values) -> Metric:
 
 
 async def _board(dispatcher: Dispatcher) -> list[Metric]:
-    snapshot = dispatcher.snapshot
+    snapshot = dispatcher.outlook.snapshot
     models = sorted(snapshot.by_model)
     queues = sorted(settings.RQ_QUEUES)
     (waiting, depths), loads, open_breakers, *tasks = await asyncio.gather(
@@ -152,7 +152,11 @@ async def _board(dispatcher: Dispatcher) -> list[Metric]:
     )
     slots, in_flight, workers = {}, {}, {}
     for name in models:
-        ready = {c.node for c in dispatcher.candidates(name) if c.takes_work and c.state == ModelState.READY}
+        ready = {
+            c.node
+            for c in dispatcher.outlook.candidates(name)
+            if c.takes_work and c.state == ModelState.READY
+        }
         workers[name,] = len(ready)
         for node, model in snapshot.by_model[name]:
             slots[node.name, name] = model.slots if node.id in ready else 0

@@ -90,7 +90,7 @@ class Gateway:
 
     async def admit(self, caller: Caller, request: Request, deferred: str = "") -> Permit | None:
         """Count a request against its key's limits, if there are any; see `Limiter.admit`."""
-        found = self.dispatcher.snapshot.by_model.get(request.model, ())
+        found = self.dispatcher.outlook.snapshot.by_model.get(request.model, ())
         context = max((model.max_model_len for _, model in found), default=0)
         return await self.limiter.admit(caller, request, context=context, deferred=deferred)
 

@@ -50,9 +50,9 @@ class JobsView(APIView):
         wanted = priority.apply(wanted, caller, request.headers.get(priority.HEADER, ""))
         if wanted.stream:
             raise invalid("An asynchronous job cannot be streamed.", param="stream")
-        if wanted.model not in here.dispatcher.snapshot.by_model:
+        if wanted.model not in here.dispatcher.outlook.snapshot.by_model:
             raise no_such_model(wanted.model)
-        here.dispatcher.check_held_off(wanted)
+        here.dispatcher.outlook.check_held_off(wanted)
         give_up_at = time.monotonic() + ledger.ANSWER_SECONDS
         job_id = new_job_id()
         permit = await here.admit(caller, wanted, deferred=job_id) if caller.limits else None

@@ -23,16 +23,16 @@ def models(dispatcher: Dispatcher, caller: Caller) -> list[dict[str, Any]]:
     """Models that the caller may use and at least one live node has ready (of those that may see its
     prompts), in OpenAI's shape, with what their nodes allow."""
     found = []
-    for name in sorted(dispatcher.snapshot.by_model):
+    for name in sorted(dispatcher.outlook.snapshot.by_model):
         if not caller.may_use(name):
             continue
-        offered = dispatcher.candidates(name, caller.nodes)
+        offered = dispatcher.outlook.candidates(name, caller.nodes)
         ready = [c for c in offered if c.takes_work and c.state == ModelState.READY]
         if not ready:
             continue
         since = min(
             node.updated_at
-            for node, _ in dispatcher.snapshot.by_model[name]
+            for node, _ in dispatcher.outlook.snapshot.by_model[name]
             if node.id in {c.node for c in ready}
         )
         found.append(
@@ -121,7 +121,7 @@ def _worker(node: Node) -> dict[str, Any]:
 
 async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
     """Nodes by state, models with slots and queues, circuit breakers that are not closed, jobs by state."""
-    snapshot = dispatcher.snapshot
+    snapshot = dispatcher.outlook.snapshot
     names = sorted(snapshot.by_model)
     (waiting, depths), seen, healed, recorded = await asyncio.gather(
         dispatcher.board.depths(names),
@@ -132,7 +132,9 @@ async def cluster(dispatcher: Dispatcher) -> dict[str, Any]:
     loads, recent = seen.loads, await rates.read(dispatcher.pipe)
     each = []
     for name in names:
-        ready = [c for c in dispatcher.candidates(name) if c.takes_work and c.state == ModelState.READY]
+        ready = [
+            c for c in dispatcher.outlook.candidates(name) if c.takes_work and c.state == ModelState.READY
+        ]
         each.append(
             {
                 "id": name,

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +18,8 @@ import redis
 from django.conf import settings
 
 from gputorrent.redis import Pipe, asynchronous
-from jobs import breaker, counting, interactive, metrics, poison, routing
-from jobs.affinity import Affinity
+from jobs import breaker, counting, interactive, metrics, routing
 from jobs.board import Board, Full, Placed, Released, Waiting
-from jobs.breaker import Breaker
-from jobs.candidates import candidates
 from jobs.errors import (
     BrokerUnavailable,
     Cancelled,
@@ -36,11 +33,9 @@ from jobs.interactive import InteractiveJob, Lost, Over, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
 from jobs.metrics import Metrics
-from jobs.poison import Strikes
+from jobs.outlook import Outlook
 from jobs.recorder import Recorder
-from jobs.refusal import queue_full, refusal
-from jobs.spreading import Spreading
-from nodes.view import Snapshot
+from jobs.refusal import queue_full
 from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
 
 log = logging.getLogger(__name__)
@@ -60,18 +55,11 @@ class Dispatcher:
         self.pipe = pipe
         self.board = Board(pipe)
         self.mailbox = Mailbox(pipe, on_cancel=lambda job: self.cancel(job, Cancelled()))
-        self.snapshot = Snapshot()
+        self.outlook = Outlook()
         self.recorder = Recorder()
-        self.affinity, self.spreading = Affinity(), Spreading()
         self.metrics = Metrics(pipe, self.mailbox.web)
         self.metrics.sample(metrics.STALE, lambda: self.mailbox.stale)
         self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
-        self.in_flight: dict[str, int] = {}
-        """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
-        self.breakers: dict[str, Breaker] = {}
-        """By ``node/model``, those that were not closed at the last refresh."""
-        self.strikes: dict[str, Strikes] = {}
-        """By fingerprint, as of the last refresh, plus our own since."""
         self.jobs: dict[str, InteractiveJob] = {}
         self._load_asked: dict[tuple[str, str], float] = {}
         self._effects: set[asyncio.Task[Any]] = set()
@@ -116,7 +104,7 @@ class Dispatcher:
             while True:
                 event = await job.next()
                 if isinstance(event, Chunk | Done):
-                    self.affinity.remember(job.request.prefix, job.node)
+                    self.outlook.affinity.remember(job.request.prefix, job.node)
                 if isinstance(event, Chunk):
                     return event
                 if isinstance(event, Done):
@@ -232,16 +220,15 @@ class Dispatcher:
     async def _place(self, job: InteractiveJob) -> None:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
-        self.check_held_off(request)
+        self.outlook.check_held_off(request)
         tried = job.tried
-        decision = self.decide(request, job.visited)
+        decision = self.outlook.decide(request, job.visited)
         if isinstance(decision, routing.Refuse) and job.visited != tried:
-            decision = self.decide(request, tried)
+            decision = self.outlook.decide(request, tried)
         if isinstance(decision, routing.Refuse):
             last = job.current if job.tries else None
             ended = (last.reason or last.outcome) if last else ""
-            known = request.model in self.snapshot.by_model
-            raise refusal(request.model, decision, ended, offered=known)
+            raise self.outlook.refusal(request.model, decision, ended)
         job.claim()
         job.wait_limit = settings.QUEUE_SECONDS
         if isinstance(decision, routing.Load | routing.Wait):
@@ -264,7 +251,7 @@ class Dispatcher:
             total_seconds=settings.TOTAL_SECONDS,
         )
         order = decision.order if isinstance(decision, routing.Place) else ()
-        turn = self.spreading.take(request.model, order)
+        turn = self.outlook.spreading.take(request.model, order)
         reservation = asyncio.ensure_future(
             self.board.reserve(
                 work,
@@ -297,10 +284,7 @@ class Dispatcher:
             job.why = "waited for a free slot" if order else "waited for the model to be loaded"
 
     def _placed(self, job: InteractiveJob, node: str) -> None:
-        view = self.snapshot.nodes.get(node)
-        job.on_placed(node, view.incarnation if view else 0)
-        place = f"{node}/{job.request.model}"
-        self.in_flight[place] = self.in_flight.get(place, 0) + 1
+        job.on_placed(node, self.outlook.placed(node, job.request.model))
 
     def _reserved_too_late(self, job: InteractiveJob, reservation: asyncio.Future[Any]) -> None:
         if not reservation.cancelled() and reservation.exception() is None:
@@ -308,23 +292,6 @@ class Dispatcher:
             if isinstance(answer, Placed):
                 self._placed(job, answer.node)
             self.stop_left(job)
-
-    def decide(self, request: Request, tried: Collection[str]) -> routing.Decision:
-        """Where a request should go, as things stand."""
-        hints = routing.Hints(
-            request.tokens_wanted,
-            self.spreading.turns(request.model),
-            self.affinity.node_for(request.prefix),
-        )
-        return routing.choose(self.candidates(request.model, request.only), tried, hints)
-
-    def candidates(self, model: str, only: Collection[str] | None = None) -> list[routing.Candidate]:
-        """Every node that offers the model, as the snapshot shows it; of these `only` some, if given."""
-        return candidates(self.snapshot, self.in_flight, self.breakers, model, only)
-
-    def check_held_off(self, request: Request) -> None:
-        """Raises `HeldOff` for a request that has brought down several engines."""
-        poison.check(self.strikes, request.tenant, request.model, request.body, time.monotonic())
 
     def ask_to_load(self, node: str, model: str) -> None:
         """Tell a node to load a model, at most once in a few seconds however many wait for it."""
@@ -376,22 +343,15 @@ class Dispatcher:
         if not node:
             self._effect(self.board.leave(job.id))
             return None
-        place = f"{node}/{job.request.model}"
-        self.in_flight[place] = max(0, self.in_flight.get(place, 0) - 1)
+        self.outlook.left(node, job.request.model)
         return self._effect(self._release(job.request, node, job.id, job.attempt, job.current.outcome))
 
     async def _release(self, request: Request, node: str, job: str, attempt: int, outcome: str) -> None:
         """Give a slot back with what the outcome says of the place, and of the request."""
-        suspect = ""
-        if outcome == Outcome.ENGINE_DIED or (self.strikes and outcome == "done"):
-            suspect = poison.fingerprint(request.tenant, request.model, request.body)
-            if outcome == "done" and self.strikes.pop(suspect, None) is None:
-                suspect = ""
-        verdict = breaker.verdict(outcome)
+        suspect, verdict = self.outlook.suspect(request, outcome), breaker.verdict(outcome)
         released: Released = await self.board.release(node, request.model, job, attempt, verdict, suspect)
         if released.strikes:
-            until = time.monotonic() + settings.HOLD_OFF_SECONDS
-            self.strikes[suspect] = Strikes(released.strikes, until)
+            self.outlook.struck(suspect, released.strikes)
 
     # -- ending --------------------------------------------------------------------------------------
 
@@ -415,7 +375,7 @@ class Dispatcher:
     def _forget(self, job: InteractiveJob) -> None:
         self.mailbox.forget(job.id)
         if self.jobs.pop(job.id, None):
-            counting.job_over(self.metrics, job, self.snapshot)
+            counting.job_over(self.metrics, job, self.outlook.snapshot)
             if job.over:
                 self._effect(job.over(job))
 

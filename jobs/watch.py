@@ -16,11 +16,10 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections
 
 from gputorrent import background
-from jobs import breaker, interactive, routing
+from jobs import interactive, routing
 from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Lost
 from jobs.recount import Recount
-from jobs.refusal import refusal
 from jobs.vitals import Vitals
 from nodes import registry
 from worker_agent.contract import Outcome
@@ -95,9 +94,7 @@ class Watch:
         """Fetch the snapshot and the loads; offer new capacity to those who wait."""
         d, asked = self._dispatcher, time.monotonic()
         try:
-            changed, seen, _ = await asyncio.gather(
-                d.snapshot.refresh(d.pipe), d.board.look(), d.affinity.exchange(d.pipe, d.mailbox.web)
-            )
+            changed = await d.outlook.refresh(d.pipe, d.board, d.mailbox.web)
         except redis.RedisError:
             self._away = True
             raise
@@ -106,19 +103,16 @@ class Watch:
             # Leases ran out while Redis did not answer, and agents need a moment to renew theirs.
             self._away = False
             self._trust_leases_from = max(self._trust_leases_from, now + 2 * settings.LEASE_SECONDS)
-        for line in breaker.changes(d.breakers, seen.breakers):
-            log.warning(line)
-        d.in_flight, d.breakers, d.strikes = seen.loads, seen.breakers, seen.strikes
-        emptied_before, self._emptied = self._emptied, d.snapshot.redis_was_emptied
+        emptied_before, self._emptied = self._emptied, d.outlook.snapshot.redis_was_emptied
         if self._emptied:
             if not emptied_before:
                 await self._start_over()
             await self._heal()
-            changed |= await d.snapshot.refresh(d.pipe)
+            changed |= await d.outlook.snapshot.refresh(d.pipe)
         # No release tells that a breaker's time is over, or that its place has become the last.
-        places = set(d.breakers)
+        places = set(d.outlook.breakers)
         if changed:
-            online = (node for node in d.snapshot.nodes.values() if node.takes_work)
+            online = (node for node in d.outlook.snapshot.nodes.values() if node.takes_work)
             places |= {f"{node.id}/{model.name}" for node in online for model in node.models}
         if places:
             await d.board.fill(places)
@@ -149,7 +143,7 @@ class Watch:
     def look(self, now: float) -> None:
         """Find what is overdue or lost among the jobs of this process."""
         leases = now >= self._trust_leases_from
-        leased = self._dispatcher.snapshot.leased
+        leased = self._dispatcher.outlook.snapshot.leased
         nodes = {job.node for job in self._dispatcher.jobs.values() if job.node}
         # Three times in a row, so that an unlucky look (a lease that expires while it is renewed) is not
         # taken for a death.
@@ -192,7 +186,7 @@ class Watch:
         request = job.request
         alike = (model, frozenset(job.tried), request.only, request.tokens_wanted // 1024)
         if alike not in decisions:
-            decisions[alike] = d.decide(request, job.tried)
+            decisions[alike] = d.outlook.decide(request, job.tried)
         decision = decisions[alike]
         if isinstance(decision, routing.Load):
             d.ask_to_load(decision.node, model)
@@ -206,17 +200,17 @@ class Watch:
                 d.stop_waiting(job, Lost(interactive.QUEUE_TIMEOUT, message))
         elif isinstance(decision, routing.Refuse) and waited > settings.LEASE_SECONDS:
             # Not at once: a node that restarts is away for a moment.
-            error = refusal(model, decision, offered=model in d.snapshot.by_model)
+            error = d.outlook.refusal(model, decision)
             d.stop_waiting(job, Lost(interactive.UNSERVABLE, str(error), error))
 
     def _cut_off(self, job: InteractiveJob, now: float) -> bool:
         """Whether the registry no longer has the node. One that is new to us is given time to be seen."""
-        snapshot = self._dispatcher.snapshot
+        snapshot = self._dispatcher.outlook.snapshot
         seen = job.node in snapshot.nodes or snapshot.redis_was_emptied
         return not seen and now - job.placed_since > 4 * settings.SNAPSHOT_SECONDS
 
     def _restarted(self, job: InteractiveJob) -> bool:
-        view, this = self._dispatcher.snapshot.nodes.get(job.node), job.current
+        view, this = self._dispatcher.outlook.snapshot.nodes.get(job.node), job.current
         if view is None:
             return False
         if not this.incarnation:  # placed by the board, which does not know incarnations

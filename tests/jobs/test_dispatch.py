@@ -286,7 +286,7 @@ async def test_faults_open_a_breaker_and_everybody_sees_it(desk, wire, caplog):
     with caplog.at_level("WARNING"):
         await desk.refresh()
     assert f"breaker open node={A} model=m faults=6 opening=1" in caplog.messages
-    assert [c.breaker for c in desk.dispatcher.candidates("m")] == ["open", ""]
+    assert [c.breaker for c in desk.dispatcher.outlook.candidates("m")] == ["open", ""]
     asking = desk.ask()
     work = await two.take()
     waiting = desk.ask()
@@ -303,7 +303,7 @@ async def test_faults_open_a_breaker_and_everybody_sees_it(desk, wire, caplog):
     await desk.settled()
     with caplog.at_level("WARNING"):
         await desk.refresh()
-    assert desk.dispatcher.breakers == {}
+    assert desk.dispatcher.outlook.breakers == {}
     assert f"breaker closed node={A} model=m" in caplog.messages
 
 

@@ -72,7 +72,7 @@ async def test_another_process_knows_with_its_next_look(desk, nodes, wire):
     with pytest.raises(errors.UpstreamFailed):
         await asking.first()
     await desk.settled()
-    desk.dispatcher.strikes = {}
+    desk.dispatcher.outlook.strikes = {}
     await desk.refresh()
     with pytest.raises(HeldOff):
         await desk.ask(body=BAD).first()
@@ -103,11 +103,11 @@ async def test_its_third_strike_ends_it_wherever_it_is(desk, nodes):
 async def test_a_success_clears_the_strikes_of_a_bystander(desk, nodes, wire):
     asking, _ = await die_with(desk, nodes, 2)
     node, item = await who_has(nodes)
-    await until(lambda: len(desk.dispatcher.strikes) == 1)
+    await until(lambda: len(desk.dispatcher.outlook.strikes) == 1)
     node.done(item)
     await asking.first()
     await desk.settled()
-    assert desk.dispatcher.strikes == {}
+    assert desk.dispatcher.outlook.strikes == {}
     assert wire.hgetall("gt:strikes") == {}
 
 
@@ -144,7 +144,7 @@ async def test_strikes_are_over_after_their_time(desk, nodes, wire, settings):
     assert 0 < wire.pttl("gt:strikes") <= 600_000
     wire.hset("gt:strikes", name, packed.split(b" ")[0] + b" 1000")
     await desk.refresh()
-    assert desk.dispatcher.strikes == {}
+    assert desk.dispatcher.outlook.strikes == {}
     assert not wire.exists("gt:strikes")
     again = desk.ask(body=BAD)
     await who_has(nodes)

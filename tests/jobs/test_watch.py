@@ -270,7 +270,7 @@ async def test_the_registry_is_rebuilt_by_the_first_who_notices(desk, wire):
     wire.flushall()
     await desk.refresh()
     assert wire.exists(view.ALIVE)
-    assert set(desk.dispatcher.snapshot.nodes) == {row.pk}
+    assert set(desk.dispatcher.outlook.snapshot.nodes) == {row.pk}
 
 
 # -- slots ---------------------------------------------------------------------------------------------
@@ -322,11 +322,11 @@ async def test_a_slot_of_a_live_job_stays(desk, wire, node):
 async def test_the_snapshot_follows_the_registry(desk, wire):
     row, _ = await sync_to_async(enrol)()
     await desk.refresh()
-    assert desk.dispatcher.snapshot.leased == frozenset()
+    assert desk.dispatcher.outlook.snapshot.leased == frozenset()
     wire.set(lease_key(row.pk), "1")
     await desk.refresh()
-    assert desk.dispatcher.snapshot.leased == {row.pk}
+    assert desk.dispatcher.outlook.snapshot.leased == {row.pk}
     await sync_to_async(steering.revoke)(row, "ann")
     await desk.refresh()
-    assert desk.dispatcher.snapshot.nodes == {}
-    assert desk.dispatcher.snapshot.by_model == {}
+    assert desk.dispatcher.outlook.snapshot.nodes == {}
+    assert desk.dispatcher.outlook.snapshot.by_model == {}

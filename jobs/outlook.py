@@ -1,0 +1,104 @@
+"""What one web process sees of the cluster, and what it decides by it.
+
+Fresh to within one refresh, so never the last word: that is the board's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection
+
+from django.conf import settings
+
+from gputorrent.redis import Pipe
+from jobs import breaker, poison, routing
+from jobs.affinity import Affinity
+from jobs.board import Board
+from jobs.breaker import Breaker
+from jobs.candidates import candidates
+from jobs.errors import JobError
+from jobs.interactive import Request
+from jobs.poison import Strikes
+from jobs.refusal import refusal
+from jobs.spreading import Spreading
+from nodes.view import Snapshot
+from worker_agent.contract import Outcome
+
+log = logging.getLogger(__name__)
+
+
+class Outlook:
+    """Nodes, loads, breakers, strikes, and the turns and prefixes that this process remembers."""
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+        self.affinity, self.spreading = Affinity(), Spreading()
+        self.in_flight: dict[str, int] = {}
+        """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
+        self.breakers: dict[str, Breaker] = {}
+        """By ``node/model``, those that were not closed at the last refresh."""
+        self.strikes: dict[str, Strikes] = {}
+        """By fingerprint, as of the last refresh, plus our own since."""
+
+    async def refresh(self, pipe: Pipe, board: Board, web: str) -> bool:
+        """Read everything anew, in one trip. Returns whether a node changed or is back. Raises
+        `redis.RedisError`."""
+        changed, seen, _ = await asyncio.gather(
+            self.snapshot.refresh(pipe), board.look(), self.affinity.exchange(pipe, web)
+        )
+        for line in breaker.changes(self.breakers, seen.breakers):
+            log.warning(line)
+        self.in_flight, self.breakers, self.strikes = seen.loads, seen.breakers, seen.strikes
+        return changed
+
+    # -- decisions -----------------------------------------------------------------------------------
+
+    def candidates(self, model: str, only: Collection[str] | None = None) -> list[routing.Candidate]:
+        """Every node that offers the model, as the snapshot shows it; of these `only` some, if given."""
+        return candidates(self.snapshot, self.in_flight, self.breakers, model, only)
+
+    def decide(self, request: Request, tried: Collection[str]) -> routing.Decision:
+        """Where a request should go, as things stand."""
+        hints = routing.Hints(
+            request.tokens_wanted,
+            self.spreading.turns(request.model),
+            self.affinity.node_for(request.prefix),
+        )
+        return routing.choose(self.candidates(request.model, request.only), tried, hints)
+
+    def refusal(self, model: str, refuse: routing.Refuse, last: str = "") -> JobError:
+        """What a caller is told when no node can serve a model. `last` is how the last attempt ended."""
+        return refusal(model, refuse, last, offered=model in self.snapshot.by_model)
+
+    def check_held_off(self, request: Request) -> None:
+        """Raises `HeldOff` for a request that has brought down several engines."""
+        poison.check(self.strikes, request.tenant, request.model, request.body, time.monotonic())
+
+    # -- what this process has done since the last refresh -------------------------------------------
+
+    def placed(self, node: str, model: str) -> int:
+        """An attempt more. Returns the incarnation of the node, 0 if that is unknown."""
+        place = f"{node}/{model}"
+        self.in_flight[place] = self.in_flight.get(place, 0) + 1
+        view = self.snapshot.nodes.get(node)
+        return view.incarnation if view else 0
+
+    def left(self, node: str, model: str) -> None:
+        """An attempt less."""
+        place = f"{node}/{model}"
+        self.in_flight[place] = max(0, self.in_flight.get(place, 0) - 1)
+
+    def suspect(self, request: Request, outcome: str) -> str:
+        """The request's fingerprint, if this outcome says something of the request; empty otherwise."""
+        if outcome == Outcome.ENGINE_DIED:
+            return poison.fingerprint(request.tenant, request.model, request.body)
+        if outcome == "done" and self.strikes:
+            known = poison.fingerprint(request.tenant, request.model, request.body)
+            return known if self.strikes.pop(known, None) is not None else ""
+        return ""
+
+    def struck(self, fingerprint: str, strikes: int) -> None:
+        """The board has counted so many strikes against a request."""
+        self.strikes[fingerprint] = Strikes(strikes, time.monotonic() + settings.HOLD_OFF_SECONDS)
