@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-engine clean distclean bench-flood
+.PHONY: help demo smoke up test test-vllm lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-engine clean distclean bench-flood bench-keys
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
@@ -69,6 +69,10 @@ bench-affinity: ## prefix-cache hits of chats on two nodes, with affinity and wi
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
 	@exec $(PY) -m benchmarks.affinity $(ARGS)
+
+bench-keys: ## whether 1,000 wrong keys a second slow a good one down
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.keys $(ARGS)
 
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)

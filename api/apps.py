@@ -6,3 +6,10 @@ from django.apps import AppConfig
 class ApiConfig(AppConfig):
     name = "api"
     verbose_name = "API"
+
+    def ready(self) -> None:
+        from api import limits, usage
+        from jobs import accounting
+
+        accounting.keepers.append(usage.keep)
+        accounting.on_deferred_end.append(limits.deferred_ended)

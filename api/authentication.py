@@ -7,26 +7,43 @@ wrong key costs no more than a right one.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import redis
+from django.core.exceptions import ValidationError
 from django.db import DatabaseError, InterfaceError
 from django.db.models import Q
 from django.utils import timezone
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from api.errors import ApiError, unauthorized
-from api.models import ApiKey
+from api import usage
+from api.errors import ApiError, no_such_model, unauthorized
+from api.models import ApiKey, among, places
 from gputorrent import credentials, ledger
 from gputorrent.redis import Pipe, blocking
+from jobs.interactive import Request
 
 log = logging.getLogger(__name__)
 
 VERSION = "gt:keys:version"
 _RELOAD_SECONDS = 5.0
+
+
+class Limits(Struct, frozen=True):
+    """What a key may use; 0: without limit. Days and months are those of UTC."""
+
+    concurrency: int = 0  # requests at once
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    tokens_per_day: int = 0
+    tokens_per_month: int = 0
+    # What the ledger has of the budgets' periods, so that Redis may forget (see `api.limits`).
+    spent: usage.Spent = usage.NOTHING_SPENT
 
 
 class Caller(Struct, frozen=True):
@@ -36,18 +53,61 @@ class Caller(Struct, frozen=True):
     name: str
     staff: bool
     expires_at: float  # seconds since the epoch; 0: never
+    models: tuple[str, ...] = ()  # names, or beginnings with a `*` behind; empty: all
+    nodes: frozenset[str] | None = None  # ids of those that may see its prompts; None: all
     priority: int = 0  # the most its requests may have
+    limits: Limits | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether the key is for this model."""
+        return not self.models or any(
+            model.startswith(entry[:-1]) if entry.endswith("*") else model == entry for entry in self.models
+        )
+
+    def authorise(self, request: Request) -> Request:
+        """The request with the key's rights in it. Raises `ApiError` 404 for a model it may not use."""
+        if not self.may_use(request.model):
+            raise no_such_model(request.model)
+        return request if self.nodes is None else dataclasses.replace(request, only=self.nodes)
 
 
-def new_key(name: str, *, staff: bool = False, expires_in_seconds: float | None = None) -> tuple[ApiKey, str]:
-    """Make a key. The second value is the key itself, which is not stored."""
+def new_key(name: str, *, expires_in_seconds: float | None = None, **options: Any) -> tuple[ApiKey, str]:
+    """Make a key with these fields of `ApiKey`. The second value is the key itself, which is not stored.
+
+    Raises `ValidationError`.
+    """
+    if expires_in_seconds:
+        options["expires_at"] = timezone.now() + datetime.timedelta(seconds=expires_in_seconds)
     secret = credentials.new("sk-gt")
-    expires = timezone.now() + datetime.timedelta(seconds=expires_in_seconds) if expires_in_seconds else None
-    row = ApiKey.objects.create(
-        name=name, prefix=secret[:12], key_hash=credentials.digest(secret), staff=staff, expires_at=expires
-    )
+    row = ApiKey(name=name, prefix=secret[:12], key_hash=credentials.digest(secret), **options)
+    row.full_clean()
+    row.save()
     announce()
     return row, secret
+
+
+def edit(key: ApiKey, **changes: Any) -> None:
+    """Change fields of a key. Raises `ValidationError`, and then changes nothing."""
+    for name, value in changes.items():
+        setattr(key, name, value)
+    key.full_clean()
+    key.save(update_fields=list(changes))
+    announce()
+
+
+def rotate(key: ApiKey, *, grace_seconds: float = 0.0) -> str:
+    """Give a key a new secret, which is returned and not stored. The one it had stays valid for the grace;
+    one that was still in its own grace ends now. Raises `ValidationError` for a revoked key."""
+    if key.revoked_at:
+        raise ValidationError("A revoked key cannot be rotated: make a new one.")
+    secret = credentials.new("sk-gt")
+    key.previous_hash = key.key_hash if grace_seconds > 0 else ""
+    until = timezone.now() + datetime.timedelta(seconds=grace_seconds)
+    key.previous_until = until if grace_seconds > 0 else None
+    key.prefix, key.key_hash = secret[:12], credentials.digest(secret)
+    key.save(update_fields=["previous_hash", "previous_until", "prefix", "key_hash"])
+    announce()
+    return secret
 
 
 def revoke(key: ApiKey) -> None:
@@ -120,11 +180,38 @@ def _keys(callers: dict[str, Caller]) -> set[int]:
 
 def _load() -> dict[str, Caller]:
     valid = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
-    rows = ApiKey.objects.filter(valid, revoked_at=None)
-    return {
-        k.key_hash: Caller(k.pk, k.name, k.staff, k.expires_at.timestamp() if k.expires_at else 0.0)
-        for k in rows
-    }
+    keys = list(ApiKey.objects.filter(valid, revoked_at=None))
+    nodes = places() if any(k.allowed_nodes for k in keys) else []
+    spent = usage.spent([k.pk for k in keys if k.tokens_per_day or k.tokens_per_month])
+    found = {}
+    for k in keys:
+        caller = Caller(
+            key=k.pk,
+            name=k.name,
+            staff=k.staff,
+            expires_at=k.expires_at.timestamp() if k.expires_at else 0.0,
+            models=tuple(k.allowed_models),
+            nodes=among(k.allowed_nodes, nodes) if k.allowed_nodes else None,
+            priority=k.priority,
+            limits=_limits(k, spent.get(k.pk, usage.NOTHING_SPENT)),
+        )
+        found[k.key_hash] = caller
+        if k.previous_hash and k.previous_until:
+            until = k.previous_until.timestamp()
+            until = min(until, caller.expires_at) if caller.expires_at else until
+            found[k.previous_hash] = structs.replace(caller, expires_at=until)
+    return found
+
+
+def _limits(key: ApiKey, spent: usage.Spent) -> Limits | None:
+    limits = Limits(
+        key.concurrency,
+        key.requests_per_minute,
+        key.tokens_per_minute,
+        key.tokens_per_day,
+        key.tokens_per_month,
+    )
+    return structs.replace(limits, spent=spent) if limits != Limits() else None
 
 
 def require_staff(caller: Caller) -> None:

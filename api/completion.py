@@ -45,37 +45,58 @@ class Answer:
             self.on_close()
 
 
+def stranger(gateway: Gateway, path: str, headers: Mapping[bytes, bytes]) -> Answer | None:
+    """The refusal of a caller without a good key; a door may ask before it reads the body, so that guessing
+    costs neither the body's memory nor a task."""
+    try:
+        gateway.keys.caller(_authorization(headers))
+    except ApiError as e:
+        counting.refused(gateway.dispatcher.metrics, path, e.code)
+        return refuse(e)
+    return None
+
+
+def _authorization(headers: Mapping[bytes, bytes]) -> str:
+    return headers.get(b"authorization", b"").decode("latin-1")
+
+
 async def complete(gateway: Gateway, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
     """Answer `POST path`; the names of `headers` are in lower case. Never raises but for cancellation, which
     is the caller leaving."""
     trace = tracing.current()
+    limits: Headers = []
     try:
-        caller = gateway.keys.caller(headers.get(b"authorization", b"").decode("latin-1"))
+        caller = gateway.keys.caller(_authorization(headers))
         trace.key = caller.name
         must_be_json(headers)
         x_priority = headers.get(priority.HEADER.encode(), b"").decode("latin-1")
-        request = priority.apply(schemas.parse(path, body, key=caller.key), caller, x_priority)
-        job = await gateway.dispatcher.submit(request)
+        request = caller.authorise(schemas.parse(path, body, key=caller.key))
+        request = priority.apply(request, caller, x_priority)
+        permit = await gateway.admit(caller, request) if caller.limits else None
+        limits = permit.headers if permit else []
+        job = await gateway.dispatcher.submit(request, permit.over if permit else None)
         trace.job = job.id
         if request.stream and not job.node:
             # It waits, perhaps for a model to be loaded: the stream opens now and is kept alive meanwhile.
-            return _stream(gateway, job, streaming.waiting(gateway.dispatcher, job))
+            return _stream(gateway, job, streaming.waiting(gateway.dispatcher, job), limits)
         first = await gateway.dispatcher.first(job)
     except JobError as e:
         trace.job = e.job
-        return refuse(errors.of_job(e))
+        return refuse(errors.of_job(e), limits)
     except ApiError as e:
         counting.refused(gateway.dispatcher.metrics, path, e.code)
         return refuse(e)
     if isinstance(first, Chunk):
-        return _stream(gateway, job, streaming.events(gateway.dispatcher, job, first.data))
+        return _stream(gateway, job, streaming.events(gateway.dispatcher, job, first.data), limits)
     if first.status >= 400:
-        return refuse(streaming.engine_refusal(first.status, first.body))
-    return Answer(first.status, SSE if request.stream else JSON, first.body)
+        return refuse(streaming.engine_refusal(first.status, first.body), limits)
+    return Answer(first.status, (SSE if request.stream else JSON) + limits, first.body)
 
 
-def _stream(gateway: Gateway, job: InteractiveJob, parts: AsyncGenerator[bytes, None]) -> Answer:
-    return Answer(200, SSE, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+def _stream(
+    gateway: Gateway, job: InteractiveJob, parts: AsyncGenerator[bytes, None], limits: Headers
+) -> Answer:
+    return Answer(200, SSE + limits, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
 
 
 def must_be_json(headers: Mapping[bytes, bytes]) -> None:
@@ -89,6 +110,6 @@ def must_be_json(headers: Mapping[bytes, bytes]) -> None:
         raise ApiError("unsupported_media_type", "Send the body uncompressed, without 'Content-Encoding'.")
 
 
-def refuse(error: ApiError) -> Answer:
-    """The answer that a refusal becomes."""
-    return Answer(error.status, JSON + error.headers, error.body())
+def refuse(error: ApiError, limits: Headers | None = None) -> Answer:
+    """The answer that a refusal becomes; `limits` are the headers of a key that has some."""
+    return Answer(error.status, JSON + (limits or []) + error.headers, error.body())

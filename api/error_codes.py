@@ -164,6 +164,17 @@ TABLE: Final[tuple[Code, ...]] = (
     ),
     # -- what the cluster can do now ------------------------------------------------------------------
     Code(
+        "rate_limit_exceeded", 429, "rate_limit_error",
+        "The key has reached a limit: requests or tokens a minute, or requests at once.",
+        "Wait as `Retry-After` says; `x-ratelimit-*` tell what is left. Without `Retry-After` the request is "
+        "larger than the limit, and waiting is in vain.",
+    ),
+    Code(
+        "insufficient_quota", 429, "insufficient_quota",
+        "The key's budget of tokens for the day or the month is used up.",
+        "Wait for the next day or month (UTC), or ask the operator for more.",
+    ),
+    Code(
         "queue_full", 429, "rate_limit_error",
         "Too many requests wait for the model already.",
         "Try again after `Retry-After` seconds.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ from rest_framework.response import Response
 
 from api.error_codes import CODES, Code
 from gputorrent import tracing
-from jobs.errors import BrokerUnavailable, JobError, NoSuchModel
+from jobs.errors import BrokerUnavailable, JobError
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +94,33 @@ def unauthorized(message: str) -> ApiError:
     return ApiError("invalid_api_key", message)
 
 
+def rate_limited(message: str, headers: Headers, retry_after: float | None) -> ApiError:
+    """A limit for each minute, or of requests at once, is reached. Without `retry_after` (seconds) no
+    waiting will help: the request is larger than the limit."""
+    return _too_many("rate_limit_exceeded", message, headers, retry_after)
+
+
+def quota_exceeded(message: str, headers: Headers, retry_after: float | None) -> ApiError:
+    """A budget of tokens for a day or a month is used up."""
+    return _too_many("insufficient_quota", message, headers, retry_after)
+
+
+def _too_many(code: str, message: str, headers: Headers, retry_after: float | None) -> ApiError:
+    """Without a time to wait there is nothing to wait for, and clients are told so."""
+    if retry_after is None:
+        return ApiError(code, message, headers=[(b"x-should-retry", b"false"), *headers])
+    return ApiError(code, message, retry_after=math.ceil(retry_after), headers=headers)
+
+
 def of_job(error: JobError) -> ApiError:
     """The refusal that a caller gets for a job's end."""
     return ApiError(error.code, str(error), retry_after=error.retry_after)
 
 
 def no_such_model(model: str) -> ApiError:
-    """Nobody here offers the model."""
-    return of_job(NoSuchModel(f"The model `{model[:200]}` does not exist: no node offers it."))
+    """The same for a model that nobody offers and for one that the key may not use, as OpenAI does it."""
+    message = f"The model `{model[:200]}` does not exist, or you do not have access to it."
+    return ApiError("model_not_found", message)
 
 
 def ledger_unavailable() -> ApiError:

@@ -11,14 +11,16 @@ import redis
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 
-from api.authentication import KeyRing
+from api.authentication import Caller, KeyRing
 from api.errors import ApiError
 from api.exposition import Exposition
+from api.limits import Limiter, Permit
 from api.readiness import Readiness
 from gputorrent import background
 from jobs import cancelling
 from jobs.dispatch import Dispatcher
 from jobs.errors import KeyRevoked
+from jobs.interactive import Request
 from jobs.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ _START_SECONDS = 15.0
 
 
 class Gateway:
-    """The dispatcher, its watch, and the keys."""
+    """The dispatcher, its watch, the keys and their limits."""
 
     def __init__(self) -> None:
         self.dispatcher = Dispatcher()
@@ -36,6 +38,7 @@ class Gateway:
         self.keys = KeyRing()
         self.exposition = Exposition(self.dispatcher)
         self.readiness = Readiness(self.dispatcher)
+        self.limiter = Limiter(self.dispatcher.pipe, self.dispatcher.mailbox.web)
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -65,6 +68,7 @@ class Gateway:
         while True:
             await asyncio.sleep(settings.SNAPSHOT_SECONDS)
             gone = await self.keys.refresh(self.dispatcher.pipe)
+            await self.limiter.catch_up()
             self._end_jobs_of_dead_keys()
             if gone and (self._ending is None or self._ending.done()):
                 self._ending = asyncio.create_task(self._end_asynchronous_jobs(), name="gateway.ending")
@@ -83,6 +87,12 @@ class Gateway:
             await cancelling.end_those_of_dead_keys(self.dispatcher.board, self.dispatcher.pipe)
         except (DatabaseError, InterfaceError) as e:
             log.warning("ledger unavailable error=%s: the sweep ends a dead key's jobs", type(e).__name__)
+
+    async def admit(self, caller: Caller, request: Request, deferred: str = "") -> Permit | None:
+        """Count a request against its key's limits, if there are any; see `Limiter.admit`."""
+        found = self.dispatcher.snapshot.by_model.get(request.model, ())
+        context = max((model.max_model_len for _, model in found), default=0)
+        return await self.limiter.admit(caller, request, context=context, deferred=deferred)
 
 
 def of(scope: Mapping[str, Any]) -> Gateway:

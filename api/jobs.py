@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from adrf.views import APIView
 from django.conf import settings
+from django.db import DatabaseError, InterfaceError
 from django.http import QueryDict
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -26,6 +27,7 @@ from api.records import Reader, Wanted
 from api.views import headers_of
 from gputorrent import ledger, tracing
 from jobs import asynchronous, cancelling
+from jobs.interactive import new_job_id
 from jobs.models import Job, JobState
 
 _QUEUE_SECONDS = 0.5
@@ -44,7 +46,7 @@ class JobsView(APIView):
         here, caller = _who(request)
         must_be_json(headers_of(request))
         path, body = _unwrap(request._request.body)
-        wanted = schemas.parse(path, body, key=caller.key)
+        wanted = caller.authorise(schemas.parse(path, body, key=caller.key))
         wanted = priority.apply(wanted, caller, request.headers.get(priority.HEADER, ""))
         if wanted.stream:
             raise invalid("An asynchronous job cannot be streamed.", param="stream")
@@ -52,11 +54,20 @@ class JobsView(APIView):
             raise no_such_model(wanted.model)
         here.dispatcher.check_held_off(wanted)
         give_up_at = time.monotonic() + ledger.ANSWER_SECONDS
-        job = await ledger.ask(asynchronous.accept, wanted, give_up_at)
+        job_id = new_job_id()
+        permit = await here.admit(caller, wanted, deferred=job_id) if caller.limits else None
+        try:
+            job = await ledger.ask(asynchronous.accept, wanted, give_up_at, job_id)
+        except (DatabaseError, InterfaceError):
+            if permit:
+                await permit.give_back()
+            raise
         with suppress(ledger.LedgerTimeout):  # the job is safe, and queued a little later
             await ledger.within(_QUEUE_SECONDS, asynchronous.queue, job)
         answer = {"id": job.id, "object": "job", "state": job.state, "status": job.state, "model": job.model}
-        return Response(answer, status=202, headers={"Location": f"/jobs/{job.id}"})
+        headers = {"Location": f"/jobs/{job.id}"}
+        headers.update((k.decode(), v.decode()) for k, v in (permit.headers if permit else ()))
+        return Response(answer, status=202, headers=headers)
 
     async def get(self, request: Request) -> Response:
         _, caller = _who(request)

@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 
 from api import errors, gateway
-from api.completion import Answer, complete, refuse
+from api.completion import Answer, complete, refuse, stranger
 from api.errors import ApiError
 from api.schemas import SCHEMAS
 from gputorrent import background
@@ -36,6 +36,13 @@ class _Left(Exception):
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request. A caller who leaves cancels the work."""
     try:
+        refused = stranger(gateway.of(scope), scope["path"], dict(scope["headers"]))
+    except Exception as e:  # noqa: BLE001 - the caller gets our shape, the log the traceback
+        refused = _failure(scope, e)
+    if refused is not None:
+        await _send_whole(send, refused)
+        return
+    try:
         body = await _read(scope, receive)
     except ApiError as e:
         await _send_whole(send, refuse(e))
@@ -55,11 +62,8 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
 async def _answer(scope: Scope, body: bytes, send: Send) -> None:
     try:
         answer = await complete(gateway.of(scope), scope["path"], dict(scope["headers"]), body)
-    except ApiError as e:
-        answer = refuse(e)
-    except Exception:  # the caller gets our shape, the log the traceback
-        log.exception("request failed path=%s", scope["path"])
-        answer = refuse(errors.unexpected())
+    except Exception as e:  # noqa: BLE001 - the caller gets our shape, the log the traceback
+        answer = _failure(scope, e)
     if answer.parts is None:
         await _send_whole(send, answer)
         return
@@ -75,6 +79,13 @@ async def _answer(scope: Scope, body: bytes, send: Send) -> None:
 async def too_large(send: Send, limit: int) -> None:
     """Answer that a body is larger than `limit` bytes."""
     await _send_whole(send, refuse(errors.too_large(limit)))
+
+
+def _failure(scope: Scope, error: Exception) -> Answer:
+    if isinstance(error, ApiError):
+        return refuse(error)
+    log.error("request failed path=%s", scope["path"], exc_info=error)
+    return refuse(errors.unexpected())
 
 
 async def _send_whole(send: Send, answer: Answer) -> None:

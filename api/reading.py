@@ -10,6 +10,7 @@ from django.db.models import Count, Sum
 from django.utils import timezone
 
 from api import rates
+from api.authentication import Caller
 from gputorrent import ledger
 from jobs import heals
 from jobs.dispatch import Dispatcher
@@ -18,11 +19,15 @@ from nodes.models import Node, NodeState
 from worker_agent.contract import ModelState
 
 
-def models(dispatcher: Dispatcher) -> list[dict[str, Any]]:
-    """Models that at least one live node has ready, in OpenAI's shape, with what their nodes allow."""
+def models(dispatcher: Dispatcher, caller: Caller) -> list[dict[str, Any]]:
+    """Models that the caller may use and at least one live node has ready (of those that may see its
+    prompts), in OpenAI's shape, with what their nodes allow."""
     found = []
     for name in sorted(dispatcher.snapshot.by_model):
-        ready = [c for c in dispatcher.candidates(name) if c.takes_work and c.state == ModelState.READY]
+        if not caller.may_use(name):
+            continue
+        offered = dispatcher.candidates(name, caller.nodes)
+        ready = [c for c in offered if c.takes_work and c.state == ModelState.READY]
         if not ready:
             continue
         since = min(

@@ -95,7 +95,14 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
         start = body.index(b"{") + 1
         body = body[:start] + _USAGE + body[start:]
     request = Request(
-        path, wanted.model, body, stream, hide_usage, key, tokens_wanted=_tokens(wanted, fields)
+        path,
+        wanted.model,
+        body,
+        stream,
+        hide_usage,
+        key,
+        tokens_wanted=_tokens(wanted, fields),
+        answer_tokens=_answer_tokens(wanted, fields),
     )
     return replace(request, prefix=_prefix(wanted, fields, request.tenant)) if settings.AFFINITY else request
 
@@ -106,6 +113,16 @@ def _tokens(wanted: Sampling, fields: dict[str, Any]) -> int:
         most = wanted.max_completion_tokens or wanted.max_tokens or 0
         return prompt.chat_tokens((m.get("content") for m in fields["messages"]), most)
     return prompt.text_tokens(fields["prompt"], fields.get("max_tokens") or 0)
+
+
+def _answer_tokens(wanted: Sampling, fields: dict[str, Any]) -> int:
+    """The most that the caller allows, all answers together; 0 where it says nothing."""
+    most, prompts = fields.get("max_tokens") or 0, 1
+    if isinstance(wanted, ChatCompletion):
+        most = wanted.max_completion_tokens or most
+    elif isinstance(asked := fields["prompt"], list) and asked and isinstance(asked[0], str | list):
+        prompts = len(asked)
+    return most * (wanted.n or 1) * prompts
 
 
 def _prefix(wanted: Sampling, fields: dict[str, Any], tenant: str) -> prompt.Prefix:

@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from api import jobs, metrics, views
+from api import jobs, metrics, usage_view, views
 from api.openapi import views as openapi
 from nodes.steering import MODEL_VERBS, NODE_VERBS
 
@@ -15,6 +15,7 @@ urlpatterns = [
     path("v1/models/<path:model>", views.ModelView.as_view()),
     path("jobs", jobs.JobsView.as_view()),
     path("jobs/<str:job>", jobs.JobView.as_view()),
+    path("v1/usage", usage_view.UsageView.as_view()),
     path("workers", views.WorkersView.as_view()),
     re_path(rf"^workers/(?P<node>[\w.-]+)/models/(?P<verb>{_MODEL_VERBS})$", views.WorkerModelView.as_view()),
     re_path(rf"^workers/(?P<node>[\w.-]+)/(?P<verb>{_NODE_VERBS})$", views.WorkerView.as_view()),

@@ -96,16 +96,16 @@ class ModelsView(APIView):
     """``GET /v1/models``: what live nodes serve now."""
 
     async def get(self, request: Request) -> Response:
-        _caller(request)
-        return Response({"object": "list", "data": reading.models(_gateway(request).dispatcher)})
+        caller = _caller(request)
+        return Response({"object": "list", "data": reading.models(_gateway(request).dispatcher, caller)})
 
 
 class ModelView(APIView):
     """``GET /v1/models/{id}``; ids may contain slashes."""
 
     async def get(self, request: Request, model: str) -> Response:
-        _caller(request)
-        for found in reading.models(_gateway(request).dispatcher):
+        caller = _caller(request)
+        for found in reading.models(_gateway(request).dispatcher, caller):
             if found["id"] == model:
                 return Response(found)
         raise no_such_model(model)

@@ -6,7 +6,6 @@ protect nothing more. The pepper keeps a leaked database from being checked agai
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 
@@ -21,7 +20,7 @@ def new(prefix: str) -> str:
 def digest(secret: str) -> str:
     """HMAC-SHA-256 under the server's pepper, in hex (64 characters)."""
     pepper: str = settings.API_KEY_PEPPER
-    return hmac.new(pepper.encode(), secret.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+    return hmac.digest(pepper.encode(), secret.encode("utf-8", "surrogateescape"), "sha256").hex()
 
 
 def matches(secret: str, stored: str) -> bool:

@@ -277,6 +277,8 @@ AFFINITY = _flag("GPUTORRENT_AFFINITY", True)
 """Whether a chat's next turn goes back to the node that has its beginning in its cache."""
 METRICS_TOKEN = _text("GPUTORRENT_METRICS_TOKEN")
 """A bearer token that may read /metrics and nothing else (for Prometheus; staff keys may too)."""
+ANSWER_TOKENS_ASSUMED = int(_number("GPUTORRENT_ANSWER_TOKENS_ASSUMED", 512, 1))
+"""Reserved of a key's tokens for an answer whose length the caller leaves open, until it has ended."""
 
 LEAN_DOOR = _flag("GPUTORRENT_LEAN_DOOR", True)
 """Whether completions skip Django's request handling. Off: the same verb behind the DRF views."""

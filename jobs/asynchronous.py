@@ -18,11 +18,12 @@ from typing import Any
 import redis
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import DatabaseError, transaction
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, transaction
 from django.utils import timezone
 
 from gputorrent.redis import Pipe, piped
-from jobs import breaker, cancelling, interactive, poison, prompt, routing, spreading
+from jobs import accounting, breaker, cancelling, interactive, poison, prompt, routing, spreading
+from jobs.accounting import Spent
 from jobs.board import Board, Full, Placed
 from jobs.breaker import Verdict
 from jobs.candidates import candidates
@@ -47,7 +48,7 @@ class TooLate(DatabaseError):
     """The ledger was so slow that the caller has been refused meanwhile."""
 
 
-def accept(request: Request, give_up_at: float = math.inf) -> Job:
+def accept(request: Request, give_up_at: float = math.inf, job_id: str = "") -> Job:
     """Accept a job: committed before this returns. To be queued next (`queue`).
 
     Raises `TooLate`, with nothing kept, when it comes to the commit after `give_up_at` (monotonic seconds):
@@ -55,7 +56,7 @@ def accept(request: Request, give_up_at: float = math.inf) -> Job:
     """
     with transaction.atomic():
         job = Job.objects.create(
-            id=new_job_id(),
+            id=job_id or new_job_id(),
             path=request.path,
             model=request.model,
             key_id=request.key,
@@ -115,7 +116,7 @@ _NOT_AGAINST_THE_NODE = interactive.NO_FAULT | {
 
 def _open_job(job_id: str) -> tuple[Job, set[str], set[str]] | None:
     """A pending job, the nodes it has been to, and those of them that are not to see it again."""
-    job = Job.objects.filter(pk=job_id, state=JobState.PENDING).first()
+    job = Job.objects.select_related("key").filter(pk=job_id, state=JobState.PENDING).first()
     if job is None:
         return None
     ends = job.attempts.exclude(node=None).values_list("node_id", "outcome")
@@ -132,12 +133,15 @@ async def _route(
     except HeldOff as e:
         await sync_to_async(_fail)(job, e.code, str(e))
         return f"refused: {e.code}"
-    offered = candidates(snapshot, seen.loads, seen.breakers, job.model)
+    only = await sync_to_async(_allowed)(job)
+    offered = candidates(snapshot, seen.loads, seen.breakers, job.model, only)
     hints = routing.Hints(prompt.tokens_of_body(body), spreading.drawn(job.id, offered))
     decision = routing.choose(offered, visited, hints)
     if isinstance(decision, routing.Refuse) and visited != tried:
         decision = routing.choose(offered, tried, hints)
     if isinstance(decision, routing.Refuse):
+        if decision.why == routing.Why.UNKNOWN_MODEL and only is not None and job.model in snapshot.by_model:
+            raise TryAgainLater("none of the nodes that its key may use offers the model")
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
             raise TryAgainLater("no live node serves the model")
         message = {
@@ -176,6 +180,7 @@ async def _route(
         priority=min(job.priority, -1),  # behind those whose callers wait
         wait_seconds=settings.RESULT_TTL_SECONDS,
         tried=tried | decision.barred,
+        only=only,
     )
     if isinstance(answer, Full):
         await sync_to_async(_unclaim)(attempt)
@@ -192,6 +197,11 @@ async def _route(
 
 def _has_ended(job_id: str) -> bool:
     return Job.objects.filter(pk=job_id, state__in=TERMINAL).exists()
+
+
+def _allowed(job: Job) -> frozenset[str] | None:
+    """The nodes that may see the job, by its key; None: all."""
+    return job.key.node_ids() if job.key else None
 
 
 def _claim(job: Job) -> Attempt | None:
@@ -281,14 +291,15 @@ def _taken(node: Node, message: Report, job: Job | None) -> str:
 
 def _take_answer(job: Job, attempt: Attempt, done: Done) -> bool:
     now = timezone.now()
-    _close(attempt, "done" if done.status < 400 else "rejected", "")
+    spent = accounting.of_usage(done.usage)
+    _close(attempt, "done" if done.status < 400 else "rejected", "", spent)
     columns: dict[str, Any] = {
         "finished_at": now,
         "http_status": done.status,
         "request": None,
         "result": done.body,
-        "prompt_tokens": done.usage.prompt_tokens if done.usage else 0,
-        "completion_tokens": done.usage.completion_tokens if done.usage else 0,
+        "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens,
     }
     if done.first_token_ms:
         columns["first_token_at"] = now - datetime.timedelta(milliseconds=done.total_ms - done.first_token_ms)
@@ -305,10 +316,15 @@ def _take_failure(job: Job, attempt: Attempt, failed: Failed) -> bool:
     return _fail(job, "upstream_failed", failed.message or str(failed.outcome))
 
 
-def _close(attempt: Attempt, outcome: str, reason: str) -> None:
-    Attempt.objects.filter(pk=attempt.pk, outcome="").update(
-        outcome=outcome, reason=reason[:500], finished_at=timezone.now()
-    )
+def _close(attempt: Attempt, outcome: str, reason: str, spent: Spent = accounting.NOTHING) -> None:
+    """Note how an attempt ended, once, and account for it."""
+    now = timezone.now()
+    with transaction.atomic():
+        open_one = Attempt.objects.filter(pk=attempt.pk, outcome="")
+        if open_one.update(outcome=outcome, reason=reason[:500], finished_at=now):
+            attempt.refresh_from_db(fields=["placed_at", "finished_at"])
+            entry = accounting.of_attempt(attempt, attempt.job, spent)
+            accounting.tell([entry] if entry else [], DEFAULT_DB_ALIAS)
 
 
 def requeue(job: Job) -> bool:

@@ -106,12 +106,13 @@ local function fill(node, model, node_bytes)
     local jobs = redis.call('ZRANGE', QUEUE .. model, from, from + 31)
     if #jobs == 0 then break end
     for _, job in ipairs(jobs) do
-      local w = redis.call('HMGET', WAIT .. job, 'ref', 'lease', 'owner', 'tried', 'start', 'priority')
+      local w = redis.call('HMGET', WAIT .. job, 'ref', 'lease', 'owner', 'tried', 'start', 'priority', 'only')
       if not w[1] or (w[3] ~= '' and redis.call('EXISTS', 'gt:web:' .. w[3]) == 0) then
         forget_waiting(job, model, true)  -- whoever asked is gone
       elseif string.find(w[4], ' ' .. node .. ' ', 1, true)
+             or ((w[7] or '') ~= '' and not string.find(w[7], ' ' .. node .. ' ', 1, true))
              or not has_room(node, redis.call('HSTRLEN', WAIT .. job, 'work'), node_bytes)
-             or (how == 'shut' and any_untried(sound, w[4])) then
+             or (how == 'shut' and any_untried(sound, w[4], w[7] or '')) then
         from = from + 1
       else
         put(node, model, w[1], w[2], w[3], redis.call('HGET', WAIT .. job, 'work'), how, b)
@@ -134,13 +135,14 @@ local function fill(node, model, node_bytes)
   return placed
 end
 
-local function enqueue(job, model, ref, lease, owner, tenant, priority, tried, give_up_ms, work)
+local function enqueue(job, model, ref, lease, owner, tenant, priority, tried, only, give_up_ms, work)
   local turns, clock, finish = TURNS .. model, 'c' .. priority, 't' .. priority .. ' ' .. tenant
   local now = tonumber(redis.call('HGET', turns, clock) or '0')
   local start = math.max(now, tonumber(redis.call('HGET', turns, finish) or '0'))
   redis.call('HSET', turns, finish, start + 1)
   redis.call('HSET', WAIT .. job, 'ref', ref, 'lease', lease, 'owner', owner, 'work', work, 'tried', tried,
-             'start', start, 'model', model, 'tenant', tenant, 'priority', priority)
+             'start', start, 'model', model, 'tenant', tenant, 'priority', priority,
+             'only', only)
   redis.call('HINCRBY', TENANTS, tenant, 1)
   redis.call('ZADD', WAITING, give_up_ms, job)
   redis.call('ZADD', QUEUE .. model, start + 1 - priority * PRIORITY_STEP, job)
@@ -149,22 +151,24 @@ end
 
 local verbs = {}
 
--- job attempt lease owner model tenant priority work wait_seconds per_model total per_tenant node_bytes tried node...
+-- job attempt lease owner model tenant priority work wait_seconds per_model total per_tenant node_bytes tried only
+-- node...
+-- `only`: the nodes that may see it; empty: all.
 -- Answers 'placed' and the node; 'waiting', how many are ahead, and the drain interval (ms, or ''); or 'full',
 -- how many wait for the model, the interval, and which bound was met.
 function verbs.reserve(a)
   local job, ref, lease, owner, model = a[1], a[1] .. ':' .. a[2], a[3], a[4], a[5]
   local tenant, priority, work, wait_s = a[6], tonumber(a[7]), a[8], tonumber(a[9])
   local per_model, total, per_tenant = tonumber(a[10]), tonumber(a[11]), tonumber(a[12])
-  local node_bytes, tried = tonumber(a[13]), a[14]
-  for i = 15, #a do  -- asked again after an answer was lost: the slot may be taken already
+  local node_bytes, tried, only = tonumber(a[13]), a[14], a[15]
+  for i = 16, #a do  -- asked again after an answer was lost: the slot may be taken already
     if redis.call('HEXISTS', SLOTS .. a[i] .. '/' .. model, ref) == 1 then return {'placed', a[i]} end
   end
   if redis.call('EXISTS', WAIT .. job) == 1 then
     return {'waiting', redis.call('ZRANK', QUEUE .. model, job) or 0, interval_of(model)}
   end
   local shut, shut_by
-  for i = 15, #a do
+  for i = 16, #a do
     local place = a[i] .. '/' .. model
     if free_slots(place) > 0 and has_room(a[i], #work, node_bytes) and alive(a[i]) then
       local how, b = gate(place)
@@ -176,7 +180,7 @@ function verbs.reserve(a)
       end
     end
   end
-  if shut and not any_untried(sound_nodes(model), tried) then
+  if shut and not any_untried(sound_nodes(model), tried, only) then
     put(shut, model, ref, lease, owner, work, 'shut', shut_by)
     return {'placed', shut}
   end
@@ -187,7 +191,7 @@ function verbs.reserve(a)
   elseif redis.call('ZCARD', WAITING) >= total then bound = 'total'
   elseif tonumber(redis.call('HGET', TENANTS, tenant) or '0') >= per_tenant then bound = 'tenant' end
   if bound then return {'full', ahead, interval_of(model), bound} end
-  local rank = enqueue(job, model, ref, lease, owner, tenant, a[7], tried, now_ms() + wait_s * 1000, work)
+  local rank = enqueue(job, model, ref, lease, owner, tenant, a[7], tried, only, now_ms() + wait_s * 1000, work)
   return {'waiting', rank, interval_of(model)}
 end
 

@@ -110,8 +110,11 @@ class Board:
         priority: int = 0,
         wait_seconds: float,
         tried: Iterable[str] = (),
+        only: Iterable[str] | None = None,
     ) -> Placed | Waiting | Full:
         """Take a slot on the first node of `order` that has one and deliver the work there; else wait.
+
+        A job that waits is never given to a node in `tried`, nor to one that is not in `only` (None: any).
 
         Asynchronous jobs may fill half of each bound only: their queue is the ledger, and callers who wait
         must find room.
@@ -132,6 +135,7 @@ class Board:
             *(-(-bound // share) for bound in _bounds()),
             settings.NODE_BYTES,
             f" {' '.join(tried)} ",
+            "" if only is None else f" {' '.join(only)} ",
             *order,
         )
         kind = answer[0]

@@ -58,9 +58,12 @@ local function sound_nodes(model)
   return found
 end
 
-local function any_untried(nodes, tried)
+local function any_untried(nodes, tried, only)
   for _, node in ipairs(nodes) do
-    if not string.find(tried, ' ' .. node .. ' ', 1, true) then return true end
+    local name = ' ' .. node .. ' '
+    if not string.find(tried, name, 1, true) and (only == '' or string.find(only, name, 1, true)) then
+      return true
+    end
   end
   return false
 end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jobs.breaker import Breaker
 from jobs.routing import Candidate
@@ -10,9 +10,14 @@ from nodes.view import Snapshot
 
 
 def candidates(
-    snapshot: Snapshot, in_flight: Mapping[str, int], breakers: Mapping[str, Breaker], model: str
+    snapshot: Snapshot,
+    in_flight: Mapping[str, int],
+    breakers: Mapping[str, Breaker],
+    model: str,
+    only: Collection[str] | None = None,
 ) -> list[Candidate]:
-    """`in_flight` counts attempts by ``node/model``; `breakers` has those that are not closed."""
+    """`in_flight` counts attempts by ``node/model``; `breakers` has those that are not closed; `only` are the
+    nodes that may see the job, None: all."""
     leased = snapshot.leased
     return [
         Candidate(
@@ -33,4 +38,5 @@ def candidates(
             breaker=breakers[place].state if (place := f"{node.id}/{model}") in breakers else "",
         )
         for node, m in snapshot.by_model.get(model, ())
+        if only is None or node.id in only
     ]

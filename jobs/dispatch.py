@@ -32,7 +32,7 @@ from jobs.errors import (
     QueueTimeout,
     UpstreamFailed,
 )
-from jobs.interactive import InteractiveJob, Lost, Request
+from jobs.interactive import InteractiveJob, Lost, Over, Request
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
 from jobs.metrics import Metrics
@@ -96,10 +96,10 @@ class Dispatcher:
 
     # -- the verbs -----------------------------------------------------------------------------
 
-    async def submit(self, request: Request) -> InteractiveJob:
-        """Accept a job: it is placed, or it waits. Raises `JobError`."""
+    async def submit(self, request: Request, over: Over | None = None) -> InteractiveJob:
+        """Accept a job: it is placed, or it waits. Raises `JobError`. `over` is done once, at the end."""
         new_id, web = interactive.new_job_id(), self.mailbox.web
-        job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web)
+        job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web, over=over)
         self.jobs[job.id] = job
         with self._ending(job):
             await self._place(job)
@@ -239,7 +239,9 @@ class Dispatcher:
             decision = self.decide(request, tried)
         if isinstance(decision, routing.Refuse):
             last = job.current if job.tries else None
-            raise refusal(request.model, decision, (last.reason or last.outcome) if last else "")
+            ended = (last.reason or last.outcome) if last else ""
+            known = request.model in self.snapshot.by_model
+            raise refusal(request.model, decision, ended, offered=known)
         job.claim()
         job.wait_limit = settings.QUEUE_SECONDS
         if isinstance(decision, routing.Load | routing.Wait):
@@ -271,6 +273,7 @@ class Dispatcher:
                 priority=request.priority,
                 wait_seconds=job.wait_limit,
                 tried=tried | decision.barred,
+                only=request.only,
             )
         )
         try:
@@ -313,11 +316,11 @@ class Dispatcher:
             self.spreading.turns(request.model),
             self.affinity.node_for(request.prefix),
         )
-        return routing.choose(self.candidates(request.model), tried, hints)
+        return routing.choose(self.candidates(request.model, request.only), tried, hints)
 
-    def candidates(self, model: str) -> list[routing.Candidate]:
-        """Every node that offers the model, as the snapshot shows it."""
-        return candidates(self.snapshot, self.in_flight, self.breakers, model)
+    def candidates(self, model: str, only: Collection[str] | None = None) -> list[routing.Candidate]:
+        """Every node that offers the model, as the snapshot shows it; of these `only` some, if given."""
+        return candidates(self.snapshot, self.in_flight, self.breakers, model, only)
 
     def check_held_off(self, request: Request) -> None:
         """Raises `HeldOff` for a request that has brought down several engines."""
@@ -413,6 +416,8 @@ class Dispatcher:
         self.mailbox.forget(job.id)
         if self.jobs.pop(job.id, None):
             counting.job_over(self.metrics, job, self.snapshot)
+            if job.over:
+                self._effect(job.over(job))
 
     def _effect(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> asyncio.Task[None]:
         """Do something whose answer nobody waits for. A failure is healed by the watch's recount."""

@@ -8,10 +8,12 @@ import os
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from jobs import lifecycle
+from jobs import accounting, lifecycle
+from jobs.accounting import NOTHING, Spent
 from jobs.errors import JobError
 from jobs.lifecycle import Move
 from jobs.models import TERMINAL, Attempt, Job, JobState
@@ -38,6 +40,9 @@ class Lost:
 
 Event = Chunk | Done | Failed | Lost
 
+Over = Callable[["InteractiveJob"], Coroutine[Any, Any, None]]
+"""Done once when nothing more is awaited of a job, from its caller or from its node."""
+
 
 def new_job_id() -> str:
     """A UUIDv7 (RFC 9562) in hex: 48 bits of milliseconds, then random bits."""
@@ -62,11 +67,18 @@ class Request:
     priority: int = 0
     tokens_wanted: int = 0  # of context, at least; 0 while unknown
     prefix: Prefix = NO_PREFIX  # by which beginnings the prompt may be known again
+    only: frozenset[str] | None = None  # ids of the nodes that may see it; None: all
+    answer_tokens: int = 0  # the most that the caller asked for, all choices together; 0: it did not say
 
     @property
     def tenant(self) -> str:
         """Who shares fairly with whom."""
         return str(self.key or 0)
+
+    @property
+    def prompt_tokens_about(self) -> int:
+        """By the rule of thumb of four bytes a token."""
+        return len(self.body) // 4 + 1
 
 
 @dataclass(slots=True)
@@ -83,6 +95,8 @@ class _Try:
     outcome: str = ""
     reason: str = ""
     given_up: bool = False  # ended from our side: the node may still be at it
+    streamed: int = 0  # server-sent events that came, about one token each
+    spent: Spent = NOTHING
 
 
 @dataclass(slots=True, eq=False)
@@ -121,6 +135,7 @@ class InteractiveJob:
     lease: bytes = b""
     next_seq: int = 0
     _events: deque[Event] = field(default_factory=deque)
+    over: Over | None = None
     _buffered: int = 0
     _waiter: asyncio.Future[None] | None = None
 
@@ -152,6 +167,11 @@ class InteractiveJob:
         return self.tries[-1].node if self.tries else ""
 
     @property
+    def spent_tokens(self) -> int:
+        """Prompt and answer, of all attempts."""
+        return sum(t.spent.total for t in self.tries)
+
+    @property
     def tried(self) -> set[str]:
         """Nodes where an attempt has failed. What the wire lost says nothing against its node, nor does work
         that came just as its model was unloaded."""
@@ -167,6 +187,9 @@ class InteractiveJob:
         this = self.current
         if not this.outcome:
             this.outcome, this.reason, this.finished_at = outcome, reason[:500], time.time()
+            if not this.spent.total and (this.streamed or (this.placed_at and outcome in _CALLERS_WISH)):
+                # The engine did not come to count.
+                this.spent = Spent(self.request.prompt_tokens_about, this.streamed, estimated=True)
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -197,13 +220,19 @@ class InteractiveJob:
 
     def on_reply(self, reply: Reply) -> None:
         self.heard_at = time.monotonic()
+        this = self.current
         if isinstance(reply, Failed):
+            if not this.outcome:
+                this.streamed = max(this.streamed, accounting.plausible(reply.tokens))
             self.attempt_over(reply.outcome, reply.message)
         elif isinstance(reply, Done):
+            if reply.usage and not this.outcome:
+                this.spent = accounting.of_usage(reply.usage)
+                self.prompt_tokens = this.spent.prompt_tokens
+                self.completion_tokens = this.spent.completion_tokens
             self.attempt_over("done" if reply.status < 400 else "rejected")
-            if reply.usage:
-                self.prompt_tokens = reply.usage.prompt_tokens
-                self.completion_tokens = reply.usage.completion_tokens
+        elif not this.outcome:
+            this.streamed += reply.data.count(b"\n\n")
         if not self.first_byte_at and not isinstance(reply, Failed):
             self.first_byte_at = time.time()
             if isinstance(reply, Done) and reply.first_token_ms:
@@ -324,6 +353,9 @@ def _at(seconds: float) -> datetime.datetime:
 def _moment(seconds: float) -> datetime.datetime | None:
     return _at(seconds) if seconds else None
 
+
+_CALLERS_WISH: Final = frozenset({Outcome.CANCELLED, SLOW_CLIENT, "done"})
+"""Ends of an attempt whose work is the caller's to pay for, though nothing of an answer was seen."""
 
 NO_FAULT: Final = frozenset({WIRE_LOST, Outcome.MODEL_NOT_READY})
 

@@ -13,14 +13,15 @@ the ledger for asynchronous jobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
 from django.utils import timezone
 
-from jobs import counting
+from jobs import accounting, counting
 from jobs.models import TERMINAL, Attempt, Job, JobState
 
 
@@ -67,25 +68,50 @@ def move(job: Job, how: Move, *, outcome: str = "", **columns: Any) -> bool:
         ).update(state=to, version=job.version + 1, **columns)
         if not changed:
             return False
+        job.state, job.version = to, job.version + 1
+        for name, value in columns.items():
+            setattr(job, name, value)
         if to in TERMINAL:
-            ended = outcome or columns.get("error_code") or to.value
-            reason = columns.get("error_message", "")
-            job.attempts.filter(outcome="").update(outcome=ended, reason=reason, finished_at=timezone.now())
-    job.state, job.version = to, job.version + 1
-    for name, value in columns.items():
-        setattr(job, name, value)
+            _ended(job, outcome or job.error_code or to.value)
     counting.row_moved(job)
     return True
 
 
-def write_behind(jobs: Sequence[Job], attempts: Sequence[Attempt], using: str = DEFAULT_DB_ALIAS) -> None:
+def _ended(job: Job, outcome: str) -> None:
+    """What follows in the same transaction from a job's end."""
+    now = timezone.now()
+    job.attempts.filter(outcome="").update(outcome=outcome, reason=job.error_message, finished_at=now)
+    entry = accounting.of_job(job)
+    accounting.tell([entry] if entry else [], DEFAULT_DB_ALIAS)
+    if job.asynchronous:
+        for listener in accounting.on_deferred_end:
+            transaction.on_commit(partial(listener, job))
+
+
+def write_behind(
+    jobs: Sequence[Job],
+    attempts: Sequence[Attempt],
+    spent: Mapping[tuple[str, int], accounting.Spent] | None = None,
+    using: str = DEFAULT_DB_ALIAS,
+) -> None:
     """Write a batch of rows from memory: insert what is new, and update what is there only if it is older
     (by `version`) and not terminal; an attempt that has its outcome keeps it. One statement for each table;
-    all or nothing.
+    all or nothing. What ended by it is accounted for; `spent` is what attempts (job, number) used.
     """
+    spent = spent or {}
     with transaction.atomic(using=using):
-        _upsert(jobs, ("id",), _job_is_older(using), using)
-        _upsert(attempts, ("job_id", "number"), _attempt_is_open(using), using)
+        ended = _upsert(jobs, ("id",), _job_is_older(using), ("id", "state"), using)
+        closed = _upsert(
+            attempts, ("job_id", "number"), _attempt_is_open(using), ("job_id", "number", "outcome"), using
+        )
+        by_id = {job.id: job for job in jobs}
+        entries = [accounting.of_job(by_id[id_]) for id_, state in ended if state in TERMINAL]
+        rows = {(a.job_id, a.number): a for a in attempts}
+        for job_id, number, outcome in closed:
+            if outcome and job_id in by_id:
+                used = spent.get((job_id, number), accounting.NOTHING)
+                entries.append(accounting.of_attempt(rows[job_id, number], by_id[job_id], used))
+        accounting.tell([e for e in entries if e], using)
 
 
 def _job_is_older(using: str) -> str:
@@ -102,11 +128,16 @@ def _attempt_is_open(using: str) -> str:
     return f" WHERE {quote(Attempt._meta.db_table)}.{quote('outcome')} = ''"
 
 
-def _upsert(rows: Sequence[models.Model], unique: tuple[str, ...], condition: str, using: str) -> None:
-    """``INSERT ... ON CONFLICT DO UPDATE ... WHERE``, the same on PostgreSQL and SQLite.
+def _upsert(
+    rows: Sequence[models.Model], unique: tuple[str, ...], condition: str, tell: tuple[str, ...], using: str
+) -> list[tuple[Any, ...]]:
+    """``INSERT ... ON CONFLICT DO UPDATE ... WHERE ... RETURNING``, the same on PostgreSQL and SQLite.
+
+    Returns the columns `tell` of those rows that were really written.
 
     By hand, since Django's `bulk_create(update_conflicts=True)` takes no condition.
     """
+    written: list[tuple[Any, ...]] = []
     for part in _parts(rows, 200):
         connection = connections[using]
         quote = connection.ops.quote_name
@@ -121,10 +152,13 @@ def _upsert(rows: Sequence[models.Model], unique: tuple[str, ...], condition: st
             f" VALUES {', '.join([one] * len(part))}"
             f" ON CONFLICT ({', '.join(quote(u) for u in unique)})"
             f" DO UPDATE SET {', '.join(updates)}{condition}"
+            f" RETURNING {', '.join(quote(t) for t in tell)}"
         )
         values = [f.get_db_prep_save(getattr(row, f.attname), connection) for row in part for f in fields]
         with connection.cursor() as cursor:
             cursor.execute(sql, values)
+            written += cursor.fetchall()
+    return written
 
 
 def _parts(rows: Sequence[models.Model], size: int) -> Iterable[Sequence[models.Model]]:

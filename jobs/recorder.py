@@ -87,8 +87,9 @@ class Recorder:
         jobs = [job for job, _ in records]
         attempts = [attempt for _, made in records for attempt in made]
         self._writing.update(ids)
+        spent = {(job.id, t.number): t.spent for job in batch for t in job.tries if t.outcome}
         try:
-            await self._in_thread(lambda: _write(jobs, attempts))
+            await self._in_thread(lambda: _write(jobs, attempts, spent))
         except (DatabaseError, InterfaceError) as e:
             log.warning(
                 "ledger unavailable error=%s behind=%d", type(e).__name__, len(self._changed) + len(batch)
@@ -112,6 +113,6 @@ def _disconnect() -> None:
     connection.close()  # looked up here, in the thread whose connection it is
 
 
-def _write(jobs: list, attempts: list) -> None:
+def _write(jobs: list, attempts: list, spent: dict) -> None:
     close_old_connections()  # a connection that broke is opened anew
-    lifecycle.write_behind(jobs, attempts)
+    lifecycle.write_behind(jobs, attempts, spent)

@@ -12,9 +12,12 @@ from jobs.routing import Refuse, Why
 LONGEST_RETRY_SECONDS: Final = 120
 
 
-def refusal(model: str, refuse: Refuse, last: str = "") -> JobError:
-    """No node can serve the model. `last` is how the last attempt ended."""
+def refusal(model: str, refuse: Refuse, last: str = "", *, offered: bool = False) -> JobError:
+    """No node can serve the model. `last` is how the last attempt ended; `offered`: some node has the model,
+    though perhaps none that the key may use."""
     why, detail = refuse.why, refuse.detail
+    if why == Why.UNKNOWN_MODEL and offered:
+        return NoWorkers(f"none of the nodes that this key may use serves `{model}`")
     if why == Why.UNKNOWN_MODEL:
         return NoSuchModel(f"The model `{model}` does not exist: no node offers it.")
     if why == Why.ALL_TRIED:

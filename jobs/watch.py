@@ -33,7 +33,7 @@ _ABANDONED_SECONDS = 5.0
 _RECOUNT_SECONDS = 5.0
 
 
-_Decisions = dict[tuple[str, frozenset[str], int], routing.Decision]
+_Decisions = dict[tuple[str, frozenset[str], frozenset[str] | None, int], routing.Decision]
 """What routing says for a model and the nodes tried, within one look: thousands may wait for the same."""
 
 
@@ -189,9 +189,10 @@ class Watch:
     def _look_at_waiting(self, job: InteractiveJob, now: float, decisions: _Decisions) -> None:
         d, model, waited = self._dispatcher, job.request.model, now - job.waiting_since
         # What thousands wait for alike is decided once; contexts are alike to within a thousand tokens.
-        alike = (model, frozenset(job.tried), job.request.tokens_wanted // 1024)
+        request = job.request
+        alike = (model, frozenset(job.tried), request.only, request.tokens_wanted // 1024)
         if alike not in decisions:
-            decisions[alike] = d.decide(job.request, job.tried)
+            decisions[alike] = d.decide(request, job.tried)
         decision = decisions[alike]
         if isinstance(decision, routing.Load):
             d.ask_to_load(decision.node, model)
@@ -205,7 +206,7 @@ class Watch:
                 d.stop_waiting(job, Lost(interactive.QUEUE_TIMEOUT, message))
         elif isinstance(decision, routing.Refuse) and waited > settings.LEASE_SECONDS:
             # Not at once: a node that restarts is away for a moment.
-            error = refusal(model, decision)
+            error = refusal(model, decision, offered=model in d.snapshot.by_model)
             d.stop_waiting(job, Lost(interactive.UNSERVABLE, str(error), error))
 
     def _cut_off(self, job: InteractiveJob, now: float) -> bool:

@@ -157,7 +157,8 @@ class Completion:
     def _failed(self, verdict: _Verdict) -> Failed:
         work = self.work
         key = (work.job, work.attempt, work.lease, self._seq)
-        return Failed(*key, verdict.outcome, verdict.message, verdict.status, verdict.retry_after)
+        told = (verdict.outcome, verdict.message, verdict.status, verdict.retry_after)
+        return Failed(*key, *told, tokens=self._counted)
 
     # -- limits ----------------------------------------------------------------------------------------
     def _watch(self) -> None:

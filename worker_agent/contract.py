@@ -358,6 +358,7 @@ class Failed(Struct, frozen=True, array_like=True, tag=3):
     message: str
     status: int = 0  # the engine's HTTP status, if it gave one
     retry_after: float = 0.0
+    tokens: int = 0  # about so many were generated before it ended
 
 
 Reply = Chunk | Done | Failed

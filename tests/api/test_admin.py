@@ -253,3 +253,36 @@ def test_a_list_costs_the_same_number_of_queries_however_long_it_is(
     for n in range(49 if model is Job else 15):
         a_job(node, key=owner) if model is Job else enrol(name=f"more-{n}")
     assert queries() == with_one
+
+
+def test_a_keys_rights_are_typed_as_words_and_checked(admin_client):
+    form = {"name": "bob", "allowed_models": "a/b, c*\nd", "allowed_nodes": "zone=eu", "concurrency": "4"}
+    admin_client.post(url(ApiKey, "add"), {**form, "priority": "", "tokens_per_day": ""})
+    row = ApiKey.objects.get()
+    assert (row.allowed_models, row.allowed_nodes) == (["a/b", "c*", "d"], ["zone=eu"])
+    assert (row.concurrency, row.priority, row.tokens_per_day) == (4, 0, 0)
+    page = admin_client.get(url(ApiKey, "change", row.pk)).content.decode()
+    assert "a/b\nc*\nd" in page
+    wrong = {"name": "bob", "allowed_models": "no way!", "priority": "500"}
+    answer = admin_client.post(url(ApiKey, "change", row.pk), wrong).content.decode()
+    assert "way!" in answer
+    assert "less than or equal to 100" in answer
+    row.refresh_from_db()
+    assert row.allowed_models == ["a/b", "c*", "d"]
+
+
+def test_a_key_is_rotated_in_the_admin_and_its_new_secret_shown_once(admin_client):
+    row, first = new_key("ann")
+    secret = secret_in(act(admin_client, ApiKey, "rotate_keys", row), "sk-gt")
+    row.refresh_from_db()
+    assert credentials.matches(secret, row.key_hash)
+    assert credentials.matches(first, row.previous_hash)
+    assert "sk-gt-" not in admin_client.get(url(ApiKey, "changelist")).content.decode().replace(
+        row.prefix, ""
+    )
+    act(admin_client, ApiKey, "rotate_keys_now", row)
+    row.refresh_from_db()
+    assert row.previous_until is None
+    act(admin_client, ApiKey, "revoke_keys", row)
+    assert "cannot be rotated" in act(admin_client, ApiKey, "rotate_keys", row)
+    assert LogEntry.objects.filter(change_message="Rotated").count() == 2

@@ -40,7 +40,7 @@ def named_in_the_source() -> dict[str, str]:
                     continue
                 name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
                 values = [k.value for k in node.keywords if k.arg == "code"]
-                if name == "ApiError":
+                if name in {"ApiError", "_too_many"}:
                     values += node.args[:1]
                 elif name == "Refusal" and path.name == "steering.py":
                     values += node.args[1:2]

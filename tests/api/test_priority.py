@@ -26,7 +26,7 @@ async def key(ledger) -> dict[str, str]:
 
 
 def asked(most: int, header: str) -> int:
-    return priority.apply(request(), Caller(1, "ann", False, 0.0, most), header).priority
+    return priority.apply(request(), Caller(1, "ann", False, 0.0, priority=most), header).priority
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,14 @@ async def test_only_places_of_ready_models_on_working_nodes_take_work(wire, node
     node.publish()
     assert wire.hgetall(view.SLOTS) == {}
     assert await reserve() == Waiting(0)
+
+
+async def test_a_node_outside_only_gets_nothing_that_waits(board, wire, reserve):
+    node, other = (ScriptedNode(wire, id_) for id_ in (A, B))
+    node.publish(slots=0)
+    assert isinstance(await reserve(order=(A,), only=(A,)), Waiting)
+    assert isinstance(await reserve("j2", order=(A,), only=()), Waiting)
+    assert await board.fill([other.place]) == 0
+    node.publish(slots=5)
+    assert await board.fill([node.place, other.place]) == 1
+    assert [w.job for w in node.inbox()] == ["j1"]

@@ -25,7 +25,7 @@ from nodes import view
 from tests.jobs.scripted import work
 from worker_agent.contract import decode_work, inbox_key, lease_key
 
-NODES, MODELS, WEBS, TENANTS = ["a" * 16, "b" * 16], ["m", "org/n"], ["w1", "w2"], ["1", "2", "3"]
+NODES, MODELS, WEBS, TENANTS = ["a" * 16, "b" * 16], ["m", "org/n"], ["w1", "w2"], ["1", "2"]
 PLACES = [(node, model) for node in NODES for model in MODELS]
 FAULTS = 0  # the first one opens the breaker
 
@@ -225,21 +225,30 @@ class BoardMachine(RuleBasedStateMachine):
         web=st.sampled_from(["", *WEBS]),
         tenant=st.sampled_from(TENANTS),
         priority=st.integers(-1, 1),
+        many=st.integers(1, 5),  # or slots would rarely be short
     )
-    def reserve(self, model, web, tenant, priority):
+    def reserve(self, model, web, tenant, priority, many):
         if web and web not in self.model.webs:
             return
-        self.count += 1
-        self.ask(f"j{self.count:03}", 1, model, web, tenant, priority)
+        for _ in range(many):
+            self.count += 1
+            self.ask(f"j{self.count:03}", 1, model, web, tenant, priority)
 
     @precondition(lambda self: self.model.placed)
     @rule(
         data=st.data(),
-        verdict=st.sampled_from([Verdict.OK, Verdict.FAULT, Verdict.NOTHING]),
-        again=st.booleans(),
+        verdicts=st.lists(
+            st.sampled_from([Verdict.FAULT, Verdict.OK, Verdict.NOTHING]), min_size=1, max_size=3
+        ),
+        again=st.sampled_from([False, False, True]),
         tenant=st.sampled_from(TENANTS),
     )
-    def release(self, data, verdict, again, tenant):
+    def release(self, data, verdicts, again, tenant):
+        for verdict in verdicts:
+            if self.model.placed:
+                self.release_one(data, verdict, again, tenant)
+
+    def release_one(self, data, verdict, again, tenant):
         (job, attempt), (node, model) = data.draw(st.sampled_from(sorted(self.model.placed.items())))
         self.model.release((job, attempt), verdict)
         assert self.run(self.board.release(node, model, job, attempt, verdict))
@@ -250,30 +259,35 @@ class BoardMachine(RuleBasedStateMachine):
             self.ask(job, attempt + 1, model, "", tenant, 0)
 
     @precondition(lambda self: self.model.waiting)
-    @rule(data=st.data(), overdue=st.booleans())
-    def leave(self, data, overdue):
-        job = data.draw(st.sampled_from(sorted(self.model.waiting)))
-        if overdue:
-            self.wire.zadd("gt:board:waiting", {job: 1})
-            assert self.run(self.board.overdue()) == [job]
-        self.model.forget(job, left=True)
-        assert self.run(self.board.leave(job))
-        assert not self.run(self.board.leave(job))
+    @rule(data=st.data(), overdue=st.booleans(), everything=st.booleans())
+    def leave(self, data, overdue, everything):
+        first = data.draw(st.sampled_from(sorted(self.model.waiting)))
+        tenant = self.model.waiting[first].tenant
+        every = [job for job, w in self.model.waiting.items() if w.tenant == tenant]
+        for job in every if everything else [first]:
+            if overdue:
+                self.wire.zadd("gt:board:waiting", {job: 1})
+                assert self.run(self.board.overdue()) == [job]
+            self.model.forget(job, left=True)
+            assert self.run(self.board.leave(job))
+            assert not self.run(self.board.leave(job))
 
-    @rule(place=st.sampled_from(PLACES), slots=st.sampled_from([0, 1, 2, 3, 3]))
-    def change_capacity(self, place, slots):
-        self.model.capacity[place] = slots
-        self.wire.hset(view.SLOTS, "/".join(place), slots)
-        self.fill()
-
-    @rule(node=st.sampled_from(NODES))
-    def lose_or_find_a_node(self, node):
-        if node in self.model.alive:
-            self.model.alive.remove(node)
-            self.wire.delete(lease_key(node))
+    @rule(
+        change=st.sampled_from([None] * 5 + NODES),
+        place=st.sampled_from(PLACES),
+        slots=st.sampled_from([2, 1, 3, 0]),
+    )
+    def trouble(self, change, place, slots):
+        """A node dies or comes back, or capacity changes."""
+        if change is None:
+            self.model.capacity[place] = slots
+            self.wire.hset(view.SLOTS, "/".join(place), slots)
+        elif change in self.model.alive:
+            self.model.alive.remove(change)
+            self.wire.delete(lease_key(change))
         else:
-            self.model.alive.add(node)
-            self.wire.set(lease_key(node), "1")
+            self.model.alive.add(change)
+            self.wire.set(lease_key(change), "1")
         self.fill()
 
     @precondition(lambda self: len(self.model.webs) == len(WEBS))
@@ -294,7 +308,6 @@ class BoardMachine(RuleBasedStateMachine):
         if at_once:
             self.fill()
 
-    @rule()
     def fill(self) -> None:
         for place in PLACES:
             self.model.fill(place)
@@ -355,8 +368,8 @@ def test_the_board_agrees_with_the_model_whatever_happens(wire, settings):
     run_state_machine_as_test(
         BoardMachine,
         settings=bounds(
-            max_examples=30,
-            stateful_step_count=40,
+            max_examples=60,
+            stateful_step_count=30,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),

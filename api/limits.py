@@ -1,0 +1,232 @@
+"""The limits of keys: one atomic step of `limits.lua` admits a request, another corrects what it took.
+
+Only requests of keys with limits come here; others pay nothing. The step is not the board's: exact limits
+need no joint step, since what the board refuses is given back whole. Tokens are reserved by an estimate (the
+body at four bytes a token, and what the caller allows the answer) and corrected when the work is over.
+
+When Redis was emptied the windows start anew, and so do permits of what is under way; budgets do not, since
+each request brings along what the ledger has of them (to within 5 s).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from django.conf import settings
+
+from api.authentication import Caller, Limits
+from api.errors import ApiError, Headers, quota_exceeded, rate_limited
+from gputorrent.redis import Pipe, Script, blocking
+from jobs.errors import BrokerUnavailable
+from jobs.interactive import InteractiveJob, Request
+from jobs.models import Job
+
+log = logging.getLogger(__name__)
+
+_SOURCE: Final = Path(__file__).with_suffix(".lua").read_text(encoding="utf-8")
+_MOST_OWED: Final = 100_000
+_CALLERS_MISTAKES: Final = frozenset({"model_not_found"})
+
+
+@dataclass(slots=True)
+class Permit:
+    """Leave for one request. It is settled exactly once, or void when its web process is gone."""
+
+    limiter: Limiter
+    key: int
+    name: str
+    waits: bool  # the caller does; not for asynchronous work
+    headers: Headers = field(default_factory=list)
+
+    async def over(self, job: InteractiveJob) -> None:
+        """The job is over: what it really took counts. Refused before it reached a node, it took nothing."""
+        refused = not any(t.node for t in job.tries) and not job.left_at
+        served = not refused or job.error_code in _CALLERS_MISTAKES
+        await self.limiter.settle(self, job.spent_tokens, served=served)
+
+    async def give_back(self) -> None:
+        """Nothing came of it."""
+        await self.limiter.settle(self, 0, served=False)
+
+
+class Limiter:
+    """Admits requests for one web process."""
+
+    def __init__(self, pipe: Pipe, web: str) -> None:
+        self._script = Script(pipe, _SOURCE)
+        self._web = web
+        self._owed: list[tuple[Any, ...]] = []
+        self._undoing: set[asyncio.Task[None]] = set()
+
+    async def admit(
+        self, caller: Caller, request: Request, *, context: int = 0, deferred: str = ""
+    ) -> Permit | None:
+        """Weigh a request against its key's limits and count it; None if the key has none.
+
+        `context` is the longest the model can take (tokens; 0: unknown), `deferred` the id of an asynchronous
+        job. Raises `ApiError` 429, `BrokerUnavailable`.
+        """
+        limits = caller.limits
+        if limits is None:
+            return None
+        tokens = estimate(request, context)
+        permit = Permit(self, caller.key, deferred or secrets.token_hex(8), waits=not deferred)
+        asked = asyncio.ensure_future(self._script(*self._question(permit, limits, tokens)))
+        try:
+            answer = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(lambda done: self._undo(permit, done))
+            raise
+        except redis.RedisError as e:
+            log.warning("redis unavailable error=%s", type(e).__name__)
+            self._owe(_settlement(permit, 0, served=False))  # it may have been counted all the same
+            raise BrokerUnavailable("the queue is unavailable for the moment") from None
+        verdict, left_requests, left_tokens, reset_requests, reset_tokens, retry_ms = answer
+        permit.headers = _headers(limits, left_requests, left_tokens, reset_requests, reset_tokens)
+        if verdict != b"ok":
+            raise _refusal(verdict.decode(), limits, tokens, retry_ms / 1000, permit.headers)
+        return permit
+
+    def _question(self, permit: Permit, limits: Limits, tokens: int) -> tuple[Any, ...]:
+        day, month = _periods(datetime.datetime.now(datetime.UTC))
+        spent = limits.spent
+        return (
+            "admit",
+            permit.key,
+            permit.name,
+            self._web if permit.waits else "",
+            0 if permit.waits else int(settings.RESULT_TTL_SECONDS + settings.TOTAL_SECONDS),
+            tokens,
+            limits.concurrency,
+            limits.requests_per_minute,
+            limits.tokens_per_minute,
+            limits.tokens_per_day,
+            limits.tokens_per_month,
+            day,
+            month,
+            spent.day_tokens if spent.day == day else 0,
+            spent.month_tokens if spent.month == month else 0,
+        )
+
+    async def settle(self, permit: Permit, tokens: int, *, served: bool) -> None:
+        """Correct what a permit took. Kept and tried again (`catch_up`) while Redis is away."""
+        settlement = _settlement(permit, tokens, served=served)
+        try:
+            await self._script(*settlement)
+        except redis.RedisError:
+            self._owe(settlement)
+
+    async def catch_up(self) -> None:
+        """Send the settlements that could not be sent. Safe to repeat: each changes something once."""
+        owed, self._owed = self._owed, []
+        for n, settlement in enumerate(owed):
+            try:
+                await self._script(*settlement)
+            except redis.RedisError:
+                self._owed += owed[n:]
+                return
+
+    def _owe(self, settlement: tuple[Any, ...]) -> None:
+        if len(self._owed) < _MOST_OWED:
+            self._owed.append(settlement)
+
+    def _undo(self, permit: Permit, asked: asyncio.Future[Any]) -> None:
+        """The caller left while Redis was being asked."""
+        if not asked.cancelled():
+            asked.exception()
+            task = asyncio.ensure_future(permit.give_back())
+            self._undoing.add(task)
+            task.add_done_callback(self._undoing.discard)
+
+
+def estimate(request: Request, context: int = 0) -> int:
+    """Tokens to reserve for a request: its prompt, which is no longer than the model's context, and the
+    answer that it allows."""
+    prompt = request.prompt_tokens_about
+    answer = request.answer_tokens or settings.ANSWER_TOKENS_ASSUMED
+    return (min(prompt, context) if context else prompt) + answer
+
+
+def deferred_ended(job: Job) -> None:
+    """An asynchronous job has ended, in whichever process: settle its permit, if its key has limits."""
+    if job.key_id is None:
+        return
+    tokens = job.prompt_tokens + job.completion_tokens
+    day, month = _periods(datetime.datetime.now(datetime.UTC))
+    try:
+        arguments = ("settle", job.key_id, job.id, 0, tokens, 1, day, month)
+        blocking().register_script(_SOURCE)(args=arguments)
+    except redis.RedisError as e:
+        log.warning("redis unavailable error=%s job=%s: its permit runs out", type(e).__name__, job.id)
+
+
+def _settlement(permit: Permit, tokens: int, *, served: bool) -> tuple[Any, ...]:
+    day, month = _periods(datetime.datetime.now(datetime.UTC))
+    return ("settle", permit.key, permit.name, int(permit.waits), tokens, int(served), day, month)
+
+
+def _periods(now: datetime.datetime) -> tuple[str, str]:
+    day = now.date().isoformat()
+    return day, day[:7]
+
+
+# -- in words ------------------------------------------------------------------------------------------
+
+
+def _refusal(verdict: str, limits: Limits, tokens: int, retry: float, headers: Headers) -> ApiError:
+    if verdict == "requests":
+        said = f"Rate limit reached: {limits.requests_per_minute} requests per minute."
+        return rate_limited(f"{said} Try again in {span(retry)}.", headers, retry)
+    if verdict == "tokens":
+        said = f"{limits.tokens_per_minute} tokens per minute, and about {tokens} are asked for."
+        if tokens > limits.tokens_per_minute:
+            said = f"Request too large: the limit is {said} Shorten the prompt, or ask for fewer tokens."
+            return rate_limited(said, headers, None)
+        return rate_limited(f"Rate limit reached: {said} Try again in {span(retry)}.", headers, retry)
+    if verdict == "concurrency":
+        said = f"Rate limit reached: {limits.concurrency} requests at once."
+        return rate_limited(f"{said} Wait until one has ended.", headers, retry)
+    now = datetime.datetime.now(datetime.UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if verdict == "day":
+        budget, ends = limits.tokens_per_day, midnight + datetime.timedelta(days=1)
+    else:
+        budget = limits.tokens_per_month
+        ends = (midnight.replace(day=1) + datetime.timedelta(days=32)).replace(day=1)
+    wait = retry or (ends - now).total_seconds()
+    said = f"The budget of this API key is {budget} tokens a {verdict} (UTC); what is left of it is less than"
+    return quota_exceeded(f"{said} the about {tokens} that are asked for.", headers, wait)
+
+
+def _headers(
+    limits: Limits, left_requests: int, left_tokens: int, reset_requests: int, reset_tokens: int
+) -> Headers:
+    """OpenAI's headers for the limits that the key has. Resets in ms."""
+    found: Headers = []
+    for what, limit, left, reset in (
+        (b"requests", limits.requests_per_minute, left_requests, reset_requests),
+        (b"tokens", limits.tokens_per_minute, left_tokens, reset_tokens),
+    ):
+        if limit:
+            found.append((b"x-ratelimit-limit-" + what, str(limit).encode()))
+            found.append((b"x-ratelimit-remaining-" + what, str(max(0, left)).encode()))
+            found.append((b"x-ratelimit-reset-" + what, span(reset / 1000).encode()))
+    return found
+
+
+def span(seconds: float) -> str:
+    """A time as OpenAI writes it: ``120ms``, ``1s``, ``6m0s``, ``2h0m0s``."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest}s"
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

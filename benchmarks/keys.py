@@ -1,0 +1,157 @@
+"""Do wrong keys hurt good ones? A steady load with a good key is timed alone, then while wrong keys knock
+1,000 times a second, in alternating rounds against one web process. Prints the p50 and p99 of both and their
+ratio; exits with 1 if wrong keys raise the p99 by more than half.
+
+    make bench-keys            (or: .venv/bin/python -m benchmarks.keys --help)
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import multiprocessing.synchronize
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.journeys.cluster import FAST, MODEL, Cluster
+
+BODY = json.dumps(
+    {"model": MODEL, "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 8}
+).encode()
+
+
+def asking(key: str) -> bytes:
+    """One whole completion request as it goes over the wire."""
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Length: {len(BODY)}\r\n\r\n"
+    )
+    return head.encode() + BODY
+
+
+class Line:
+    """One connection that stays open: written by hand, so that the clients take little of the machine."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def open(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+
+    async def ask(self, request: bytes) -> int:
+        """Send and read the whole answer. Returns its status."""
+        self._writer.write(request)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        await self._reader.readexactly(length)
+        return int(head[9:12])
+
+    async def close(self) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+
+async def paced(port: int, requests: list[bytes], per_second: float, lines: int) -> list[tuple[float, int]]:
+    """Send each request when its time has come, on whichever connection is free. Returns for each its
+    seconds from the moment when it was due (waiting for a connection counts) and its status."""
+    free: asyncio.Queue[Line] = asyncio.Queue()
+    opened = [Line(port) for _ in range(lines)]
+    for line in opened:
+        await line.open()
+        free.put_nowait(line)
+    begun = time.perf_counter() + 0.1
+
+    async def one(n: int, request: bytes) -> tuple[float, int]:
+        due = begun + n / per_second
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        line = await free.get()
+        status = await line.ask(request)
+        free.put_nowait(line)
+        return time.perf_counter() - due, status
+
+    found = await asyncio.gather(*(one(n, request) for n, request in enumerate(requests)))
+    for line in opened:
+        await line.close()
+    return found
+
+
+def knock(port: int, seconds: float, per_second: float, ready: multiprocessing.synchronize.Event) -> None:
+    """Wrong keys, each another, from a process of its own. Exits with 1 if one was let in."""
+    requests = [asking(f"sk-gt-{secrets.token_urlsafe(32)}") for _ in range(int(seconds * per_second))]
+    ready.set()
+    begun = time.perf_counter()
+    found = asyncio.run(paced(port, requests, per_second, 32))
+    took = time.perf_counter() - begun
+    print(f"         {len(found) / took:.0f} wrong keys/s", flush=True)
+    sys.exit(0 if {status for _, status in found} == {401} else 1)
+
+
+def round_of(port: int, key: str, wrong: float, chosen: argparse.Namespace) -> list[float]:
+    """Seconds of each request with the good key, while so many wrong keys come each second."""
+    context = multiprocessing.get_context("spawn")
+    process = None
+    if wrong:
+        ready = context.Event()
+        process = context.Process(target=knock, args=(port, chosen.seconds + 1, wrong, ready))
+        process.start()
+        ready.wait(60)
+        time.sleep(0.5)
+    requests = [asking(key)] * int(chosen.seconds * chosen.rate)
+    found = asyncio.run(paced(port, requests, chosen.rate, 32))
+    if process:
+        process.join(120)
+        if process.exitcode:
+            raise SystemExit("a wrong key was not refused")
+    if {status for _, status in found} != {200}:
+        raise SystemExit(f"a good key was refused: {sorted({status for _, status in found})}")
+    return [seconds for seconds, _ in found]
+
+
+def percentile(values: list[float]) -> float:
+    """The 99th."""
+    return statistics.quantiles(values, n=100)[98]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rate", type=float, default=50, help="requests a second with the good key")
+    parser.add_argument("--wrong", type=float, default=1000, help="requests a second with wrong keys")
+    parser.add_argument("--seconds", type=float, default=10, help="length of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    seen: dict[str, list[float]] = {"alone": [], "beside wrong keys": []}
+    used = dict.fromkeys(seen, 0.0)
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), **dict.fromkeys(FAST, "")) as cluster:
+        cluster.agent_ready("one", "--per-second", "200")
+        key = json.loads(cluster.manage("apikey", "create", "--name", "good", "--json"))["api_key"]
+        cluster.until(lambda: cluster.get("/v1/models").json()["data"], "the model is served", 15)
+        web = psutil.Process(cluster.web[0].pid)
+        round_of(cluster.port, key, 0, argparse.Namespace(**{**vars(chosen), "seconds": 2}))  # warm-up
+        for n in range(chosen.rounds):
+            for what in list(seen) if n % 2 == 0 else list(reversed(seen)):
+                before = sum(web.cpu_times()[:2])
+                found = round_of(cluster.port, key, 0.0 if what == "alone" else chosen.wrong, chosen)
+                used[what] += sum(web.cpu_times()[:2]) - before
+                seen[what] += found
+                p50, p99 = statistics.median(found) * 1000, percentile(found) * 1000
+                print(f"round {n + 1}  {what:18} p50 {p50:6.1f} ms  p99 {p99:6.1f} ms", flush=True)
+    alone, beside = (percentile(found) * 1000 for found in seen.values())
+    knocks = chosen.rounds * (chosen.seconds + 1) * chosen.wrong
+    each = (used["beside wrong keys"] - used["alone"]) / knocks * 1e6
+    print(f"p99: alone {alone:.1f} ms, beside wrong keys {beside:.1f} ms, ratio {beside / alone:.2f}")
+    print(f"a wrong key takes {each:.0f} us of the web process")
+    told = {"alone_p99_ms": alone, "beside_p99_ms": beside, "ratio": beside / alone, "wrong_key_us": each}
+    print(json.dumps({k: round(v, 3) for k, v in told.items()}))
+    return 0 if beside <= 1.5 * alone else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
