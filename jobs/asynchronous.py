@@ -12,7 +12,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import redis
@@ -32,7 +32,7 @@ from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
 from jobs.mailbox import tell
 from jobs.models import TERMINAL, Attempt, Job, JobState
-from nodes.models import Node
+from nodes.models import Node, NodeState
 from nodes.registry import Refusal, check_incarnation
 from nodes.view import Snapshot
 from worker_agent.contract import Done, Failed, Load, Outcome, Report, Work
@@ -144,6 +144,8 @@ async def _route(
             raise TryAgainLater("none of the nodes that its key may use offers the model")
         if decision.why in {routing.Why.NO_WORKERS, routing.Why.LOAD_FAILED}:
             raise TryAgainLater("no live node serves the model")
+        if decision.why == routing.Why.ALL_TRIED and _may_be_back(snapshot, offered, tried):
+            raise TryAgainLater("the nodes that have not tried it are away")
         message = {
             routing.Why.NEVER_FITS: f"The model fits on no node: {decision.detail}",
             routing.Why.UNKNOWN_MODEL: f"The model `{job.model}` does not exist: no node offers it.",
@@ -202,6 +204,14 @@ def _has_ended(job_id: str) -> bool:
 def _allowed(job: Job) -> frozenset[str] | None:
     """The nodes that may see the job, by its key; None: all."""
     return job.key.node_ids() if job.key else None
+
+
+def _may_be_back(snapshot: Snapshot, offered: Sequence[routing.Candidate], tried: Collection[str]) -> bool:
+    """Whether a node that has not failed at the job is away for the moment: silent, or not back since Redis
+    was emptied. One that said goodbye, or drains, is not waited for."""
+    back = {NodeState.ONLINE, NodeState.UNHEALTHY}
+    away = [c.node for c in offered if not c.takes_work and c.node not in tried]
+    return any(snapshot.nodes[node].state in back for node in away if node in snapshot.nodes)
 
 
 def _claim(job: Job) -> Attempt | None:

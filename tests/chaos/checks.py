@@ -7,6 +7,7 @@ records of its last moments (they are written behind), and nothing else. See `Wo
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,10 +113,9 @@ def tried(
         ended = attempt["outcome"] or row["state"] not in TERMINAL
         counted = 1 <= attempt["number"] <= min(3, row["attempt_count"])
         name = f"attempt {attempt['number']} on {attempt['node_id']} {attempt['outcome'] or 'open'}"
-        call = by_id.get(row["id"])
         # A caller has left, and the web process dies before the node has said that it stopped.
-        if counted and call and world.record_lost(f"web {call.port}", call.began, call.ended + LEFT_SECONDS):
-            check.excused += not ended
+        if not ended and counted and _left_and_lost(world, by_id.get(row["id"]), row):
+            check.excused += 1
             ended = True
         check.see(bool(ended and counted), f"{name}: {brief(row)}")
     return check
@@ -157,6 +157,16 @@ def numbers(calls: list[Call], rows: dict[str, dict[str, Any]]) -> Check:
                     f"{count} rows ended {end}, {told[end]} clients were told so: {examples[end][:3]}"
                 )
     return check
+
+
+def _left_and_lost(world: World, call: Call | None, row: dict[str, Any]) -> bool:
+    if row["state"] != "cancelled" or row["asynchronous"]:
+        return False
+    if call:
+        return world.record_lost(f"web {call.port}", call.began, call.ended + LEFT_SECONDS)
+    # Left before it was told its id: by whichever web process.
+    left = row["finished_at"].timestamp() - time.time() + time.monotonic()
+    return any(world.record_lost(f"web {port}", left, left + LEFT_SECONDS) for port in world.webs)
 
 
 def brief(row: dict[str, Any]) -> str:

@@ -99,10 +99,19 @@ def _board_and_streams(wire: redis.Redis, found: dict[str, list[str]]) -> None:
             found["streams are empty"].append(f"{key} has {length} entries")
         for prefix, state in RQ.items():
             if key.startswith(prefix):
-                count = wire.llen(key) if state == "queued" else wire.zcard(key)
+                count = wire.llen(key) if state == "queued" else _tasks(wire, key, state)
                 # A sweep may be under way at any moment; more than that have piled up.
                 if count and (key.endswith(":routing") or int(count) > 2):
                     found["tasks are done"].append(f"{key}: {count} {state}")
+
+
+def _tasks(wire: redis.Redis, key: str, state: str) -> int:
+    """How many are listed there; what a killed worker had begun stays so until RQ tidies."""
+    listed: Any = wire.zrange(key, 0, -1)
+    if state != "started":
+        return len(listed)
+    workers = [wire.hget(f"rq:job:{name.decode().partition(':')[0]}", "worker_name") for name in listed]
+    return sum(bool(w and wire.exists(f"gt:jobworker:{w.decode()}")) for w in workers)  # type: ignore[union-attr]
 
 
 def _is_stream(key: str) -> bool:

@@ -9,12 +9,13 @@ import pytest
 from django.conf import settings
 from django.db import connection, transaction
 
-from jobs.asynchronous import queue_again
+from jobs.asynchronous import TryAgainLater, queue_again
 from jobs.lifecycle import Move, move
 from jobs.models import Attempt, Job, JobState
 from nodes.models import Node
-from tests.jobs.deferred import a_node, ago, inbox, report, route, submit
+from tests.jobs.deferred import a_node, ago, failed, inbox, report, route, submit
 from tests.jobs.scripted import done
+from worker_agent.contract import lease_key
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -56,6 +57,21 @@ def test_an_attempt_that_nobody_hears_of_ends_with_its_job(wire, node, how):
     assert move(job, how)
     assert outcomes(job) == [job.state]
     assert job.attempts.get().finished_at
+
+
+def test_a_node_that_is_away_for_a_moment_is_waited_for(wire, node):
+    other = a_node(wire, "other")
+    job = submit()
+    route(job)
+    ran_on, away = (node, other) if Attempt.objects.get().node == node else (other, node)
+    (item,) = inbox(wire, ran_on)
+    report(ran_on, item, failed(item))
+    wire.delete(lease_key(away.pk))
+    with pytest.raises(TryAgainLater):
+        route(job)
+    assert Job.objects.get().state == JobState.PENDING
+    wire.set(lease_key(away.pk), "1")
+    assert route(job) == f"placed on {away.pk}"
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time")
