@@ -38,6 +38,10 @@ FAST = {
 }
 
 
+_migrated: list[bytes] = []
+"""SQLite's file as the first cluster's migrations left it."""
+
+
 class Cluster:
     """Use as a context manager. Ends only processes it started."""
 
@@ -68,16 +72,27 @@ class Cluster:
     def __enter__(self) -> Cluster:
         try:
             self.env["REDIS_URL"] = self.redis.start()
-            self.manage("migrate", "-v", "0")
+            self._migrate()
             made = json.loads(self.manage("bootstrap", "--json"))
             self.key, self.token = made["api_key"], made["enrolment_token"]
             self.admin_password = made["admin_password"]
+            self.start_jobworker()  # it gets ready while the web process does
             self.start_web()
-            self.start_jobworker()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _migrate(self) -> None:
+        """Make the tables; of SQLite's the first cluster makes them, and the others get a copy."""
+        database = Path(self.env["GPUTORRENT_DATA_DIR"]) / "gputorrent.sqlite3"
+        if _migrated and not self.env["DATABASE_URL"]:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            database.write_bytes(_migrated[0])
+            return
+        self.manage("migrate", "-v", "0")
+        if not self.env["DATABASE_URL"]:
+            _migrated.append(database.read_bytes())
 
     def __exit__(self, *_: object) -> None:
         for child in reversed(self.children):
