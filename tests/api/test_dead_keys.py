@@ -10,7 +10,7 @@ from asgiref.sync import sync_to_async
 from api.authentication import new_key, revoke
 from jobs.models import Job, JobState
 from tests.jobs.scripted import ScriptedNode, until
-from worker_agent.contract import Cancel
+from worker_agent.contract import Cancel, Work, reply_key
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -30,11 +30,18 @@ async def test_streams_end_with_one_event_and_those_who_wait_are_refused(door, s
         return asyncio.create_task(client.post(CHAT, json={**HELLO, **more}, headers=bearer(key)))
 
     good, stream = ask(other), ask(secret, stream=True)
-    works = {work.stream: work for work in [*await until(lambda: node.inbox()), *await _one_more(node)]}
+    works: dict[bool, Work] = {}
+
+    def both() -> bool:
+        works.update((work.stream, work) for work in node.inbox())
+        return len(works) == 2
+
+    await until(both)
     waiting = ask(secret)
     await until(lambda: wire.zcard("gt:board:waiting") == 1)
     node.chunk(works[True], 0, b'data: {"n":1}\n\n')
-    await asyncio.sleep(0.1)
+    # Read entries are deleted with the next read: what the node wrote has reached the stream.
+    await until(lambda: wire.xlen(reply_key(works[True].reply)) == 0)
     await sync_to_async(revoke)(ann)
     answer = await stream
     first, last = [line for line in answer.text.split("\n\n") if line]
@@ -48,15 +55,12 @@ async def test_streams_end_with_one_event_and_those_who_wait_are_refused(door, s
     assert node.controls() == [Cancel(works[True].job, 1)]
     node.done(works[False])
     assert (await good).status_code == 200
-    assert (
-        await Job.objects.filter(key=ann, state=JobState.CANCELLED, error_code="invalid_api_key").acount()
-        == 2
-    )
-
-
-async def _one_more(node: ScriptedNode) -> list:
-    await asyncio.sleep(0.1)
-    return node.inbox()
+    ended = Job.objects.filter(key=ann, state=JobState.CANCELLED, error_code="invalid_api_key")
+    for _ in range(500):  # rows are written behind
+        if await ended.acount() == 2:
+            break
+        await asyncio.sleep(0.01)
+    assert await ended.acount() == 2
 
 
 async def test_a_key_that_expires_ends_its_work_too(serve, wire):

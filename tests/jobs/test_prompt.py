@@ -103,14 +103,17 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A
     [
         (CHAT, {"messages": [{"role": "user", "content": "x" * 400}]}, 101),
         (CHAT, {"messages": [{"role": "user", "content": "x" * 400}], "max_tokens": 50}, 150),
-        (CHAT, {"messages": [{"role": "user"}], "max_completion_tokens": 60, "max_tokens": 50}, 60),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": ""}], "max_completion_tokens": 60, "max_tokens": 50},
+            60,
+        ),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 40}, IMAGE]}]}, 11),
         (TEXT, {"prompt": "x" * 40, "max_tokens": 0}, 11),
         (TEXT, {"prompt": [7] * 33}, 34),
         (TEXT, {"prompt": [[7] * 33, [7] * 55]}, 56),
         (TEXT, {"prompt": ["x" * 40, "x" * 80]}, 21),
         (TEXT, {"prompt": "é" * 40}, 21),
-        (TEXT, {"prompt": []}, 1),
     ],
 )
 def test_the_context_a_request_needs_at_least(path, fields, tokens):
