@@ -38,8 +38,8 @@ class JobsView(APIView):
     """``POST /jobs``: accept a request and answer 202 at once; ``GET /jobs/{id}`` has the result later.
     ``GET /jobs``: jobs of this key, newest first (staff: of every key).
 
-    The body is a chat or text completion request as under /v1; the kind follows from its fields, or from
-    ``{"url": "/v1/...", "body": {...}}``, as in a line of OpenAI's batch files.
+    The body is a request as under /v1 for a chat, a text completion or embeddings; the kind follows from
+    its fields, or from ``{"url": "/v1/...", "body": {...}}``, as in a line of OpenAI's batch files.
     """
 
     async def post(self, request: Request) -> Response:
@@ -144,7 +144,9 @@ def _unwrap(body: bytes) -> tuple[str, bytes]:
                 f"'url' must be one of {', '.join(schemas.SCHEMAS)}.", code="invalid_value", param="url"
             )
         return url, bytes(whole["body"])
-    return ("/v1/chat/completions" if "messages" in whole else "/v1/completions"), body
+    if "messages" in whole:
+        return "/v1/chat/completions", body
+    return (schemas.EMBEDDINGS if "input" in whole else "/v1/completions"), body
 
 
 def _wanted(query: QueryDict, caller: Caller) -> Wanted:

@@ -68,7 +68,8 @@ class Request:
     tokens_wanted: int = 0  # of context, at least; 0 while unknown
     prefix: Prefix = NO_PREFIX  # by which beginnings the prompt may be known again
     only: frozenset[str] | None = None  # ids of the nodes that may see it; None: all
-    answer_tokens: int = 0  # the most that the caller asked for, all choices together; 0: it did not say
+    answer_tokens: int | None = None  # the most that the caller allows, all choices together; None: any
+    prompts: int = 1  # several in one request: each may be as long as the context
 
     @property
     def tenant(self) -> str:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -59,6 +61,7 @@ def knobs() -> argparse.ArgumentParser:
     switch("--sleep-mode", "offer /sleep and /wake_up, as vLLM does with --enable-sleep-mode in its dev mode")
     switch("--children", "start a child and a grandchild that ignore SIGTERM, as a real engine has workers")
     switch("--stream-error", "end a stream after its first token with an error event")
+    switch("--embeds", "be a model for embeddings: no path makes tokens")
     switch("--cut-stream", "end a stream after its first token with nothing")
     return parser
 
@@ -387,7 +390,7 @@ class Door(asyncio.Protocol):
 
     def _route(self, method: str, path: str, body: bytes) -> None:
         args = self.engine.args
-        if method == "POST" and path in {"/v1/completions", "/v1/chat/completions"}:
+        if method == "POST" and path in {"/v1/completions", "/v1/chat/completions"} and not args.embeds:
             self._complete(path, body)
         elif method == "POST" and path == "/v1/embeddings":
             self._embed(self._parse(body))
@@ -435,14 +438,23 @@ class Door(asyncio.Protocol):
         self.engine.add(self.request)
 
     def _embed(self, body: dict[str, Any]) -> None:
-        inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
-        data = [
-            {"object": "embedding", "index": i, "embedding": [len(str(text)) / 100, 0.5, -0.5]}
-            for i, text in enumerate(inputs)
-        ]
-        used = sum(len(str(text).split()) for text in inputs)
+        given = body["input"]
+        inputs = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+        lengths = [len(i.split()) if isinstance(i, str) else len(i) for i in inputs]
+        if max(lengths) > self.engine.args.max_model_len:
+            most = self.engine.args.max_model_len
+            raise Refusal(400, f"This model's maximum context length is {most} tokens.", param="input")
+        data = []
+        for index, length in enumerate(lengths):
+            # Its number and its length, so that a test can tell whose it is; these fit float32 exactly.
+            vector = ([float(index), float(length), 0.5, -0.5] * 256)[: body.get("dimensions") or 4]
+            packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+            told: Any = packed if body.get("encoding_format") == "base64" else vector
+            data.append({"object": "embedding", "index": index, "embedding": told})
+        used = sum(lengths)
         usage = {"prompt_tokens": used, "total_tokens": used, "completion_tokens": 0}
-        self.answer(200, {"object": "list", "model": body["model"], "data": data, "usage": usage})
+        head = {"id": f"embd-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
+        self.answer(200, {**head, "model": body["model"], "data": data, "usage": usage})
 
     # -- answers ---------------------------------------------------------------------------------------
     def ended(self, request: Request) -> None:

@@ -13,7 +13,8 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ComponentRegistry
 
 from api.openapi import answers
-from api.openapi.operations import SECURITY, TABLE, Content, Operation, ends
+from api.openapi.operation import SECURITY, Content, Operation, ends
+from api.openapi.operations import TABLE
 
 UNDESCRIBED = "x-undescribed"
 """Marks what is served and not in the table. A test looks for it."""

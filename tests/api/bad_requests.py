@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 USER = {"role": "user", "content": "hello"}
 INVALID = "invalid_value"
 MISSING = "missing_required_parameter"
@@ -36,6 +36,11 @@ def chat(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
 def text(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
     whole = {"model": "m", "prompt": "hello", **fields}
     return Bad(json.dumps({k: v for k, v in whole.items() if k not in without}).encode(), code, param, TEXT)
+
+
+def embed(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
+    whole = {"model": "m", "input": "hello", **fields}
+    return Bad(json.dumps({k: v for k, v in whole.items() if k not in without}).encode(), code, param, EMBED)
 
 
 def part(code: str, param: str, /, **fields: Any) -> Bad:
@@ -336,6 +341,35 @@ NAMES = [
     text(UNSUPPORTED, "best_of", best_of=1),
     text(UNSUPPORTED, "prompt_embeds", prompt_embeds="AAAA"),
 ]
+EMBEDDINGS = [
+    embed(MISSING, "input", "input"),
+    embed(MISSING, "model", "model"),
+    embed(INVALID, "input", input=None),
+    embed(INVALID, "input", input=7),
+    embed(INVALID, "input", input=""),
+    embed(INVALID, "input", input=[]),
+    embed(INVALID, "input[1]", input=["a", 1]),
+    embed(INVALID, "input[1]", input=[1, "a"]),
+    embed(INVALID, "input[0]", input=[-1]),
+    embed(INVALID, "input[0]", input=[2**31]),
+    embed(INVALID, "input[0]", input=[1.5]),
+    embed(INVALID, "input[0]", input=[{"role": "user"}]),
+    embed(INVALID, "input[0]", input=[[]]),
+    embed(INVALID, "input[1][0]", input=[[1], ["a"]]),
+    embed(INVALID, "input", input=["a"] * 2049),
+    embed(INVALID, "dimensions", dimensions=0),
+    embed(INVALID, "dimensions", dimensions="256"),
+    embed(INVALID, "encoding_format", encoding_format="bytes"),
+    embed(INVALID, "user", user=5),
+    embed(INVALID, "truncate_prompt_tokens", truncate_prompt_tokens=-2),
+    embed(UNKNOWN, "stream", stream=True),
+    embed(UNKNOWN, "max_tokens", max_tokens=5),
+    embed(UNKNOWN, "messages", "input", messages=[USER]),
+    embed(UNSUPPORTED, "mm_processor_kwargs", mm_processor_kwargs={}),
+    embed(UNSUPPORTED, "priority", priority=1),
+    embed("model_not_found", "model", model="../m")._replace(status=404),
+    Bad(b"", "method_not_allowed", None, path=EMBED, status=405, method="GET"),
+]
 ENVELOPES = [
     Bad(GOOD, "invalid_api_key", None, status=401, type="authentication_error", authorized=False),
     Bad(b"{", "invalid_api_key", None, status=401, type="authentication_error", authorized=False),
@@ -415,6 +449,6 @@ ENVELOPES = [
 
 ALL = [
     *(*BROKEN, *NESTED, *MODELS, *MESSAGES, *URLS, *SAMPLING, *INSIDE),
-    *(*TOGETHER, *TOOLS, *FORMATS, *PROMPTS, *NAMES, *ENVELOPES),
+    *(*TOGETHER, *TOOLS, *FORMATS, *PROMPTS, *NAMES, *EMBEDDINGS, *ENVELOPES),
 ]
 LARGEST = 700_000

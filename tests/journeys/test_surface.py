@@ -1,0 +1,70 @@
+"""What goes to an engine besides completions, by the official client, through real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.journeys.cluster import Cluster
+from tests.journeys.conftest import journey_database
+
+EMBEDDER = "fake-embedder"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One agent whose model makes tokens, and one whose makes vectors."""
+    with Cluster(tmp_path_factory.mktemp("surface"), journey_database()) as running:
+        running.start_agent("two", "--embeds", model=EMBEDDER)
+        running.agent_ready("one")
+        running.until(lambda: running.serves("two", EMBEDDER), "two serves", 30)
+        yield running
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key=cluster.key, max_retries=0) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("given", "lengths"),
+    [("one two", [2]), (["one", "one two three"], [1, 3]), ([5, 6, 7], [3]), ([[5], [6, 7]], [1, 2])],
+)
+def test_every_form_of_input_gives_its_vectors(client, given, lengths):
+    # The client asks for base64 by itself and unpacks it, unless told otherwise.
+    for how in ({}, {"encoding_format": "float"}):
+        answer = client.embeddings.create(model=EMBEDDER, input=given, dimensions=6, **how)
+        assert [list(e.embedding) for e in answer.data] == [
+            [float(i), float(length), 0.5, -0.5, float(i), float(length)] for i, length in enumerate(lengths)
+        ]
+        assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (sum(lengths), sum(lengths))
+
+
+def test_an_embedding_is_a_job_with_its_usage(client, cluster):
+    answer = client.embeddings.with_raw_response.create(model=EMBEDDER, input="one two")
+    record = cluster.job_ended(answer.headers["x-job-id"])
+    assert (record["status"], record["url"]) == ("completed", "/v1/embeddings")
+    assert record["usage"] == {"prompt_tokens": 2, "completion_tokens": 0, "total_tokens": 2}
+
+
+def test_embeddings_can_be_asked_for_and_fetched_later(cluster):
+    accepted = cluster.post("/jobs", {"model": EMBEDDER, "input": ["one", "one two"]})
+    assert accepted.status_code == 202
+    record = cluster.job_ended(accepted.json()["id"])
+    assert record["status"] == "completed"
+    assert [e["embedding"][1] for e in record["result"]["data"]] == [1.0, 2.0]
+    assert record["usage"]["prompt_tokens"] == 3
+
+
+def test_a_model_that_makes_vectors_makes_no_tokens(client):
+    with pytest.raises(openai.NotFoundError, match="not made for such requests"):
+        client.completions.create(model=EMBEDDER, prompt="x")
+
+
+def test_an_input_that_is_too_long_is_refused_as_such(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model=EMBEDDER, input=[5] * 2049)
+    assert refused.value.code == "context_length_exceeded"
