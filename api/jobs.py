@@ -139,9 +139,9 @@ def _unwrap(body: bytes) -> tuple[str, bytes]:
             raise invalid(
                 f"Missing required parameter: '{missing}'.", code="missing_required_parameter", param=missing
             )
-        if not isinstance(url, str) or url not in schemas.SCHEMAS:
+        if not isinstance(url, str) or url not in schemas.DEFERRABLE:
             raise invalid(
-                f"'url' must be one of {', '.join(schemas.SCHEMAS)}.", code="invalid_value", param="url"
+                f"'url' must be one of {', '.join(schemas.DEFERRABLE)}.", code="invalid_value", param="url"
             )
         return url, bytes(whole["body"])
     if "messages" in whole:

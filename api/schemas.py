@@ -13,11 +13,12 @@ import msgspec
 from django.conf import settings
 from msgspec import UNSET
 
-from api import chat, sampling, text
+from api import chat, sampling, text, tokens
 from api.chat import ChatCompletion
 from api.errors import ApiError, invalid, no_such_model
 from api.sampling import Sampling, StreamOptions
 from api.text import Completion, Embedding
+from api.tokens import Detokenize, Tokenize
 from jobs import prompt
 from jobs.interactive import Request
 from worker_agent.contract import MODEL_NAME
@@ -43,8 +44,12 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "/v1/completions": _schema(Completion, text.check),
     "/v1/chat/completions": _schema(ChatCompletion, chat.check),
     EMBEDDINGS: _schema(Embedding, text.check_embedding),
+    "/tokenize": _schema(Tokenize, tokens.check),
+    "/detokenize": _schema(Detokenize, tokens.check_detokenize),
 }
 """The paths whose requests go to an engine."""
+DEFERRABLE: Final = tuple(path for path in SCHEMAS if path.startswith("/v1/"))
+"""Those that take a model's time, and so may be asked for as jobs."""
 
 
 class _Key:
@@ -83,7 +88,9 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     schema.check(wanted)
     if not MODEL_NAME.fullmatch(wanted.model):
         raise no_such_model(wanted.model)
-    if not isinstance(wanted, Sampling):
+    if isinstance(wanted, Tokenize | Detokenize):
+        return Request(path, wanted.model, body, stream=False, key=key, answer_tokens=0, metered=False)
+    if isinstance(wanted, Embedding):
         return _embedding(wanted, path, body, key)
     sampling.check(wanted)
     stream = bool(wanted.stream)

@@ -253,6 +253,7 @@ class Engine:
         self.ballast = bytearray()
         self.asleep: set[str] = set()
         self.unread = False
+        self.words: list[str] = []
         self._news = asyncio.Event()
 
     def add(self, request: Request) -> None:
@@ -309,6 +310,19 @@ class Engine:
                 self.running.remove(request)
                 request.door.ended(request)
         return stepped
+
+    def tokenizer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A word is a token; its id is its place among the words that came so far."""
+        if "tokens" in body:
+            if any(token >= len(self.words) for token in body["tokens"]):
+                raise Refusal(400, "a token id is out of the vocabulary", param="tokens")
+            return {"prompt": " ".join(self.words[token] for token in body["tokens"])}
+        texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
+        words = " ".join(texts).split()
+        self.words += [word for word in dict.fromkeys(words) if word not in self.words]
+        told = {"count": len(words), "max_model_len": self.args.max_model_len}
+        strings = words if body.get("return_token_strs") else None
+        return {**told, "tokens": [self.words.index(word) for word in words], "token_strs": strings}
 
     def sleep_mode(self, path: str, url: str) -> dict[str, Any]:
         """Level 2 is awake only once its weights were read again, between the two parts of waking."""
@@ -394,6 +408,8 @@ class Door(asyncio.Protocol):
             self._complete(path, body)
         elif method == "POST" and path == "/v1/embeddings":
             self._embed(self._parse(body))
+        elif method == "POST" and path in {"/tokenize", "/detokenize"}:
+            self.answer(200, self.engine.tokenizer(self._parse(body)))
         elif path == "/health":
             self.answer(200, b"", b"text/plain")
         elif path == "/version":

@@ -68,6 +68,17 @@ class EmbeddingAnswer(Struct):
     usage: EmbeddingUsage
 
 
+class Tokenized(Struct):
+    count: int
+    max_model_len: Annotated[int, Meta(description="Tokens of context.")]
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(Struct):
+    prompt: str
+
+
 class ModelCard(Struct):
     id: str
     object: Literal["model"]

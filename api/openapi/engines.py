@@ -79,4 +79,23 @@ ENGINES: Final[dict[tuple[str, str], Operation]] = {
             },
         ),
     ),
+    ("POST", "/tokenize"): _whole(
+        "tokenize",
+        "Tokens",
+        "The tokens of a text, or of a chat with its template around it",
+        "/tokenize",
+        {"model": MODEL, "prompt": "Hello!", "return_token_strs": True},
+        Content(
+            answers.Tokenized,
+            {"count": 2, "max_model_len": 32768, "tokens": [9707, 0], "token_strs": ["Hello", "!"]},
+        ),
+    ),
+    ("POST", "/detokenize"): _whole(
+        "detokenize",
+        "Tokens",
+        "The text of tokens",
+        "/detokenize",
+        {"model": MODEL, "tokens": [9707, 0]},
+        Content(answers.Detokenized, {"prompt": "Hello!"}),
+    ),
 }

@@ -43,6 +43,12 @@ def embed(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
     return Bad(json.dumps({k: v for k, v in whole.items() if k not in without}).encode(), code, param, EMBED)
 
 
+def tokens(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
+    whole = {"model": "m", **fields}
+    body = json.dumps({k: v for k, v in whole.items() if k not in without}).encode()
+    return Bad(body, code, param, "/tokenize")
+
+
 def part(code: str, param: str, /, **fields: Any) -> Bad:
     return chat(code, f"messages[0].content[0]{param}", messages=[{"role": "user", "content": [fields]}])
 
@@ -370,6 +376,37 @@ EMBEDDINGS = [
     embed("model_not_found", "model", model="../m")._replace(status=404),
     Bad(b"", "method_not_allowed", None, path=EMBED, status=405, method="GET"),
 ]
+TOKENS = [
+    tokens(MISSING, "prompt"),
+    tokens(MISSING, "model", "model", prompt="x"),
+    tokens(INVALID, "prompt", prompt=["x"]),
+    tokens(INVALID, "messages", prompt="x", messages=[USER]),
+    tokens(INVALID, "messages", messages=[]),
+    tokens(INVALID, "messages[0].role", messages=[{"role": "x"}]),
+    tokens(MISSING, "messages[0].content", messages=[{"role": "user"}]),
+    tokens("url_not_allowed", "messages[0].content[0].image_url.url",
+           messages=[{"role": "user", "content": [IMAGE]}]),
+    tokens(INVALID, "tools", prompt="x", tools=[function()]),
+    tokens(INVALID, "tools", messages=[USER], tools=[function(), function()]),
+    tokens(INVALID, "add_generation_prompt", prompt="x", add_generation_prompt=True),
+    tokens(INVALID, "continue_final_message", messages=[USER], continue_final_message=True,
+           add_generation_prompt=True),
+    tokens(UNSUPPORTED, "chat_template", messages=[USER], chat_template="x"),
+    tokens(UNSUPPORTED, "chat_template", messages=[USER], chat_template_kwargs={"chat_template": "x"}),
+    tokens(UNSUPPORTED, "mm_processor_kwargs", messages=[USER], mm_processor_kwargs={}),
+    tokens(UNKNOWN, "max_tokens", prompt="x", max_tokens=1),
+    tokens(UNKNOWN, "stream", prompt="x", stream=True),
+    tokens(UNKNOWN, "tokens", prompt="x", tokens=[1]),
+    tokens(MISSING, "tokens")._replace(path="/detokenize"),
+    tokens(INVALID, "tokens[1]", tokens=[1, -1])._replace(path="/detokenize"),
+    tokens(INVALID, "tokens[0]", tokens=[2**31])._replace(path="/detokenize"),
+    tokens(INVALID, "tokens[0]", tokens=["a"])._replace(path="/detokenize"),
+    tokens(INVALID, "tokens", tokens=None)._replace(path="/detokenize"),
+    tokens("unknown_url", None, prompt="x")._replace(path="/v1/tokenize", status=404),
+    Bad(b"", "method_not_allowed", None, path="/tokenize", status=405, method="GET"),
+    Bad(b"{", "invalid_api_key", None, "/tokenize", 401, "authentication_error", authorized=False),
+    Bad(b'{"url":"/tokenize","body":{}}', INVALID, "url", path="/jobs"),
+]  # fmt: skip
 ENVELOPES = [
     Bad(GOOD, "invalid_api_key", None, status=401, type="authentication_error", authorized=False),
     Bad(b"{", "invalid_api_key", None, status=401, type="authentication_error", authorized=False),
@@ -449,6 +486,6 @@ ENVELOPES = [
 
 ALL = [
     *(*BROKEN, *NESTED, *MODELS, *MESSAGES, *URLS, *SAMPLING, *INSIDE),
-    *(*TOGETHER, *TOOLS, *FORMATS, *PROMPTS, *NAMES, *EMBEDDINGS, *ENVELOPES),
+    *(*TOGETHER, *TOOLS, *FORMATS, *PROMPTS, *NAMES, *EMBEDDINGS, *TOKENS, *ENVELOPES),
 ]
 LARGEST = 700_000

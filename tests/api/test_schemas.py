@@ -105,6 +105,10 @@ def refusal(path: str, body: bytes) -> ApiError:
         (TEXT, text(prompt=[[1, 2], [3]], n=2, logprobs=5, suffix="x")),
         (EMBEDDINGS, b'{"model":"m","input":["a","b"],"encoding_format":"base64","dimensions":256}'),
         (EMBEDDINGS, b'{"model":"m","input":[1,2,3]}'),
+        ("/tokenize", b'{"model":"m","prompt":"","return_token_strs":true,"add_special_tokens":false}'),
+        ("/tokenize", chat(tools=None, add_generation_prompt=True, chat_template_kwargs={"x": 1})),
+        ("/detokenize", b'{"model":"m","tokens":[0,5]}'),
+        ("/detokenize", b'{"model":"m","tokens":[]}'),
         (
             EMBEDDINGS,
             b'{"model":"m","input":"a","truncate_prompt_tokens":-1,"encoding_format":null}',
@@ -303,8 +307,10 @@ VALUES = st.recursive(
 )
 def test_no_json_does_more_than_be_refused(path, data):
     names = sorted(SCHEMAS[path].known | {"best_of", "x"})
+    start: dict = {"model": "m", "messages": HELLO, "prompt": "x", "input": "x", "tokens": [1]}
+    if path == "/tokenize":
+        del start["messages"]
     fields = data.draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=4))
-    start = {"model": "m", "messages": HELLO} if path == CHAT else {"model": "m", "prompt": "x", "input": "x"}
     start = {name: value for name, value in start.items() if name in SCHEMAS[path].known}
     with suppress(ApiError):  # any other exception fails the test
         request = parse(path, json.dumps({**start, **fields}).encode(), key=1)

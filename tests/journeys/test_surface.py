@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.journeys.cluster import Cluster
+from tests.journeys.cluster import MODEL, Cluster
 from tests.journeys.conftest import journey_database
 
 EMBEDDER = "fake-embedder"
@@ -68,3 +68,20 @@ def test_an_input_that_is_too_long_is_refused_as_such(client):
     with pytest.raises(openai.BadRequestError) as refused:
         client.embeddings.create(model=EMBEDDER, input=[5] * 2049)
     assert refused.value.code == "context_length_exceeded"
+
+
+def test_a_text_becomes_tokens_and_tokens_the_text(cluster):
+    made = cluster.post("/tokenize", {"model": MODEL, "prompt": "a b a c", "return_token_strs": True}).json()
+    assert (made["count"], made["token_strs"]) == (4, ["a", "b", "a", "c"])
+    assert made["tokens"][0] == made["tokens"][2] != made["tokens"][1]
+    back = cluster.post("/detokenize", {"model": MODEL, "tokens": made["tokens"]})
+    assert (back.status_code, back.json()) == (200, {"prompt": "a b a c"})
+    chat = cluster.post("/tokenize", {"model": MODEL, "messages": [{"role": "user", "content": "b c"}]})
+    assert chat.json()["tokens"] == [made["tokens"][1], made["tokens"][3]]
+    record = cluster.job_ended(chat.headers["x-job-id"])
+    assert (record["url"], record["usage"]["prompt_tokens"]) == ("/tokenize", 0)
+
+
+def test_tokens_that_the_model_does_not_have_are_the_callers_mistake(cluster):
+    answer = cluster.post("/detokenize", {"model": MODEL, "tokens": [2**31 - 1]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tokens")
