@@ -43,7 +43,7 @@ def _operation(described: Operation, parameters: list[dict[str, Any]]) -> dict[s
         "tags": [described.tag],
         "parameters": parameters
         + [
-            {"name": q.name, "in": "query", "description": q.description, "schema": q.schema}
+            {"name": q.name, "in": q.where, "description": q.description, "schema": q.schema}
             for q in described.query
         ],
         "security": [{name: []} for name in described.security] or [{}],

@@ -44,9 +44,12 @@ class Content:
 
 @dataclass(frozen=True)
 class Query:
+    """A parameter in the query, or in a header (`where`)."""
+
     name: str
     description: str
     schema: dict[str, Any]
+    where: str = "query"
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,14 @@ TABLE: Final[dict[tuple[str, str], Operation]] = {
         KEY,
         Content(None, {"url": CHAT, "body": CHAT_EXAMPLE}),
         refusals=(400, 404, 413, 415, 422, 429),
+        query=(
+            Query(
+                "Idempotency-Key",
+                "The same key with the same body gives the same job, for 24 hours.",
+                {"type": "string", "minLength": 1, "maxLength": 255},
+                "header",
+            ),
+        ),
     ),
     ("GET", "/jobs"): Operation(
         "listJobs",
