@@ -85,3 +85,55 @@ def test_a_text_becomes_tokens_and_tokens_the_text(cluster):
 def test_tokens_that_the_model_does_not_have_are_the_callers_mistake(cluster):
     answer = cluster.post("/detokenize", {"model": MODEL, "tokens": [2**31 - 1]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tokens")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("a b", ["a b a"]),
+        (["a b", "c"], ["a b a", "c c c"]),
+        ([7, 8], ["7 8 7"]),
+        ([[7, 8], [9]], ["7 8 7", "9 9 9"]),
+    ],
+)
+def test_every_form_of_prompt_has_its_choices(client, prompt, texts, stream):
+    asked = {"model": MODEL, "prompt": prompt, "n": 2, "max_tokens": 3}
+    if stream:
+        pieces = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        usage, choices = pieces[-1].usage, [c for piece in pieces for c in piece.choices]
+        assert len({piece.id for piece in pieces}) == len({piece.created for piece in pieces}) == 1
+    else:
+        answer = client.completions.create(**asked)
+        usage, choices = answer.usage, answer.choices
+    said = ["".join(c.text for c in choices if c.index == i) for i in range(2 * len(texts))]
+    assert said == [text for text in texts for _ in range(2)]
+    assert [c.finish_reason for c in choices if c.finish_reason] == ["length"] * len(said)
+    assert usage.completion_tokens == 3 * len(said)
+
+
+def test_echo_and_logprobs_pass(client):
+    answer = client.completions.create(model=MODEL, prompt="a b", max_tokens=1, echo=True, logprobs=1)
+    assert answer.choices[0].text == "a b a"
+    assert answer.choices[0].logprobs.token_logprobs == [-0.5]
+
+
+@pytest.mark.parametrize(
+    "stop", [{"stop": "c"}, {"stop": ["x", "c"]}, {"extra_body": {"stop_sequences": ["c"]}}]
+)
+def test_an_answer_ends_at_a_stop_and_says_so(client, stop):
+    answer = client.completions.create(model=MODEL, prompt="a b c d", max_tokens=9, **stop)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("a b", "stop")
+
+
+def test_best_of_is_refused_with_what_to_do_instead(client):
+    with pytest.raises(openai.BadRequestError, match="use 'n'") as refused:
+        client.completions.create(model=MODEL, prompt="a", best_of=2)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "best_of")
+
+
+def test_a_model_says_how_long_its_context_is(client):
+    found = client.models.retrieve(MODEL)
+    assert (found.id, found.object, found.max_model_len) == (MODEL, "model", 2048)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("none/such")
