@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from django.conf import settings
 from msgspec import Meta, Struct
@@ -138,22 +139,42 @@ class ChatCompletion(Sampling, kw_only=True):
     return_prompt_text: bool | None = None
 
 
+class Templated(Protocol):
+    """What the model's template is told."""
+
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: dict[str, Any] | None
+
+
 def check(wanted: ChatCompletion) -> None:
     """What no type says. Raises `ApiError` 400."""
-    for at, message in enumerate(wanted.messages):
-        content = message.content
-        if content.__class__ is list:
-            _check_parts(at, message)
-        elif content is None and message.role not in {"assistant", "function"}:
-            raise _missing(f"messages[{at}].content")
-        if message.role == "tool" and message.tool_call_id is None:
-            raise _missing(f"messages[{at}].tool_call_id")
+    check_messages(wanted.messages)
     if wanted.top_logprobs and not wanted.logprobs:
         raise invalid("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
     if wanted.logprob_token_ids and not wanted.logprobs:
         raise invalid(
             "'logprob_token_ids' is only allowed when 'logprobs' is true.", param="logprob_token_ids"
         )
+    check_template(wanted)
+    if wanted.tools is not None or wanted.tool_choice is not None:
+        _check_tools(wanted)
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """What no type says of them. Raises `ApiError` 400."""
+    for at, message in enumerate(messages):
+        content = message.content
+        if content.__class__ is list:
+            _check_parts(at, message)
+        elif content is None and message.role not in {"assistant", "function"}:
+            raise missing(f"messages[{at}].content")
+        if message.role == "tool" and message.tool_call_id is None:
+            raise missing(f"messages[{at}].tool_call_id")
+
+
+def check_template(wanted: Templated) -> None:
+    """Raises `ApiError` 400 for what contradicts itself, and for a template of the caller's own."""
     if wanted.continue_final_message and wanted.add_generation_prompt:
         raise invalid(
             "'continue_final_message' and 'add_generation_prompt' exclude each other.",
@@ -163,8 +184,6 @@ def check(wanted: ChatCompletion) -> None:
         for name in ("chat_template", "tokenize"):
             if name in wanted.chat_template_kwargs:
                 raise sampling.refused("chat_template")
-    if wanted.tools is not None or wanted.tool_choice is not None:
-        _check_tools(wanted)
 
 
 def _check_parts(at: int, message: Message) -> None:
@@ -188,11 +207,17 @@ def _check_parts(at: int, message: Message) -> None:
         )
 
 
-def _check_tools(wanted: ChatCompletion) -> None:
-    names = [tool.function.name for tool in wanted.tools or ()]
+def check_names(tools: Sequence[Tool]) -> list[str]:
+    """The names of tools. Raises `ApiError` 400 where two have the same."""
+    names = [tool.function.name for tool in tools]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise invalid(f"Two tools are called '{twice}'.", param="tools")
+    return names
+
+
+def _check_tools(wanted: ChatCompletion) -> None:
+    names = check_names(wanted.tools or ())
     choice = wanted.tool_choice
     if choice is not None and choice != "none" and not names:
         raise invalid("'tool_choice' is only allowed when 'tools' are given.", param="tool_choice")
@@ -200,6 +225,7 @@ def _check_tools(wanted: ChatCompletion) -> None:
         raise invalid(f"No tool is called '{choice.function.name}'.", param="tool_choice")
 
 
-def _missing(param: str) -> ApiError:
+def missing(param: str) -> ApiError:
+    """The refusal of a request without this parameter."""
     message = f"Missing required parameter: '{param}'."
     return invalid(message, code="missing_required_parameter", param=param)

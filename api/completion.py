@@ -1,4 +1,4 @@
-"""One request under /v1 that makes tokens, as one verb: bytes and headers in; status, headers and bytes, or
+"""One request that an engine answers, as one verb: bytes and headers in; status, headers and bytes, or
 an iterator of bytes, out. Both doors (`api.views` and `api.lean`) call it and do nothing else.
 """
 

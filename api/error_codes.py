@@ -162,6 +162,12 @@ TABLE: Final[tuple[Code, ...]] = (
         "Change the request, and tell the operator.",
         retry=False,
     ),
+    Code(
+        "idempotency_key_reused", 422, INVALID,
+        "The `Idempotency-Key` was sent with another request within 24 hours.",
+        "Use a new key for each request; the same only to repeat one.",
+        param="idempotency-key",
+    ),
     # -- what the cluster can do now ------------------------------------------------------------------
     Code(
         "rate_limit_exceeded", 429, "rate_limit_error",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import math
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,23 +24,27 @@ from api.authentication import Caller, require_staff
 from api.completion import must_be_json
 from api.errors import ApiError, invalid, no_such_model
 from api.gateway import Gateway
+from api.limits import Permit
 from api.records import Reader, Wanted
 from api.views import headers_of
 from gputorrent import ledger, tracing
-from jobs import asynchronous, cancelling
+from jobs import asynchronous, cancelling, idempotency
+from jobs.idempotency import Mark
+from jobs.interactive import Request as Wish
 from jobs.interactive import new_job_id
 from jobs.models import Job, JobState
 
 _QUEUE_SECONDS = 0.5
 _MOST_LISTED = 100
+_IDEMPOTENCY_KEY = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
 
 
 class JobsView(APIView):
     """``POST /jobs``: accept a request and answer 202 at once; ``GET /jobs/{id}`` has the result later.
     ``GET /jobs``: jobs of this key, newest first (staff: of every key).
 
-    The body is a chat or text completion request as under /v1; the kind follows from its fields, or from
-    ``{"url": "/v1/...", "body": {...}}``, as in a line of OpenAI's batch files.
+    The body is a request as under /v1 for a chat, a text completion or embeddings; the kind follows from
+    its fields, or from ``{"url": "/v1/...", "body": {...}}``, as in a line of OpenAI's batch files.
     """
 
     async def post(self, request: Request) -> Response:
@@ -50,6 +55,9 @@ class JobsView(APIView):
         wanted = priority.apply(wanted, caller, request.headers.get(priority.HEADER, ""))
         if wanted.stream:
             raise invalid("An asynchronous job cannot be streamed.", param="stream")
+        mark = _mark(wanted, request.headers.get("Idempotency-Key"))
+        if mark and (first := await ledger.ask(_earlier, mark)):
+            return _accepted(first, replayed=True)
         if wanted.model not in here.dispatcher.outlook.snapshot.by_model:
             raise no_such_model(wanted.model)
         here.dispatcher.outlook.check_held_off(wanted)
@@ -57,17 +65,18 @@ class JobsView(APIView):
         job_id = new_job_id()
         permit = await here.admit(caller, wanted, deferred=job_id) if caller.limits else None
         try:
-            job = await ledger.ask(asynchronous.accept, wanted, give_up_at, job_id)
-        except (DatabaseError, InterfaceError):
+            job, new = await ledger.ask(_accept, wanted, mark, job_id, give_up_at)
+        except (DatabaseError, InterfaceError, ApiError):
             if permit:
                 await permit.give_back()
             raise
+        if not new:  # the same was sent twice at once
+            if permit:
+                await permit.give_back()
+            return _accepted(job, replayed=True)
         with suppress(ledger.LedgerTimeout):  # the job is safe, and queued a little later
             await ledger.within(_QUEUE_SECONDS, asynchronous.queue, job)
-        answer = {"id": job.id, "object": "job", "state": job.state, "status": job.state, "model": job.model}
-        headers = {"Location": f"/jobs/{job.id}"}
-        headers.update((k.decode(), v.decode()) for k, v in (permit.headers if permit else ()))
-        return Response(answer, status=202, headers=headers)
+        return _accepted(job, permit)
 
     async def get(self, request: Request) -> Response:
         _, caller = _who(request)
@@ -90,6 +99,45 @@ class JobView(APIView):
         found = await _find(here, job, caller)
         await cancelling.cancel(here.dispatcher, found)
         return Response(await _record(here, await _find(here, job, caller), caller))
+
+
+def _mark(wanted: Wish, key: str | None) -> Mark | None:
+    """How the request is known again, if it asks for that. Raises `ApiError` 400."""
+    if key is None:
+        return None
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        message = "The header Idempotency-Key must be 1 to 255 printable characters of ASCII."
+        raise invalid(message, param="idempotency-key")
+    return idempotency.mark(wanted, key)
+
+
+def _earlier(mark: Mark) -> Job | None:
+    try:
+        return idempotency.earlier(mark)
+    except idempotency.Reused:
+        raise _reused() from None
+
+
+def _accept(wanted: Wish, mark: Mark | None, job_id: str, give_up_at: float) -> tuple[Job, bool]:
+    if mark is None:
+        return asynchronous.accept(wanted, give_up_at, job_id), True
+    try:
+        return idempotency.accept(wanted, mark, job_id, give_up_at)
+    except idempotency.Reused:
+        raise _reused() from None
+
+
+def _reused() -> ApiError:
+    return ApiError("idempotency_key_reused", "This Idempotency-Key was sent with another request before.")
+
+
+def _accepted(job: Job, permit: Permit | None = None, *, replayed: bool = False) -> Response:
+    answer = {"id": job.id, "object": "job", "state": job.state, "status": job.state, "model": job.model}
+    headers = {"Location": f"/jobs/{job.id}"}
+    headers.update((k.decode(), v.decode()) for k, v in (permit.headers if permit else ()))
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return Response(answer, status=202, headers=headers)
 
 
 def _who(request: Request) -> tuple[Gateway, Caller]:
@@ -139,12 +187,14 @@ def _unwrap(body: bytes) -> tuple[str, bytes]:
             raise invalid(
                 f"Missing required parameter: '{missing}'.", code="missing_required_parameter", param=missing
             )
-        if not isinstance(url, str) or url not in schemas.SCHEMAS:
+        if not isinstance(url, str) or url not in schemas.DEFERRABLE:
             raise invalid(
-                f"'url' must be one of {', '.join(schemas.SCHEMAS)}.", code="invalid_value", param="url"
+                f"'url' must be one of {', '.join(schemas.DEFERRABLE)}.", code="invalid_value", param="url"
             )
         return url, bytes(whole["body"])
-    return ("/v1/chat/completions" if "messages" in whole else "/v1/completions"), body
+    if "messages" in whole:
+        return "/v1/chat/completions", body
+    return (schemas.EMBEDDINGS if "input" in whole else "/v1/completions"), body
 
 
 def _wanted(query: QueryDict, caller: Caller) -> Wanted:

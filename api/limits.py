@@ -147,11 +147,12 @@ class Limiter:
 
 
 def estimate(request: Request, context: int = 0) -> int:
-    """Tokens to reserve for a request: its prompt, which is no longer than the model's context, and the
-    answer that it allows."""
-    prompt = request.prompt_tokens_about
-    answer = request.answer_tokens or settings.ANSWER_TOKENS_ASSUMED
-    return (min(prompt, context) if context else prompt) + answer
+    """Tokens to reserve for a request: its prompts, each of which is no longer than the model's context, and
+    the answer that it allows."""
+    prompt, answer = request.prompt_tokens_about, request.answer_tokens
+    if answer is None:
+        answer = settings.ANSWER_TOKENS_ASSUMED
+    return (min(prompt, context * request.prompts) if context else prompt) + answer
 
 
 def deferred_ended(job: Job) -> None:

@@ -13,11 +13,12 @@ import msgspec
 from django.conf import settings
 from msgspec import UNSET
 
-from api import chat, sampling, text
+from api import chat, sampling, text, tokens
 from api.chat import ChatCompletion
 from api.errors import ApiError, invalid, no_such_model
 from api.sampling import Sampling, StreamOptions
 from api.text import Completion, Embedding
+from api.tokens import Detokenize, Tokenize
 from jobs import prompt
 from jobs.interactive import Request
 from worker_agent.contract import MODEL_NAME
@@ -38,13 +39,17 @@ def _schema(kind: type[Any], check: Callable[[Any], None]) -> Schema:
     return Schema(kind, frozenset(field.encode_name for field in msgspec.structs.fields(kind)), check)
 
 
+EMBEDDINGS: Final = "/v1/embeddings"
 SCHEMAS: Final[dict[str, Schema]] = {
     "/v1/completions": _schema(Completion, text.check),
     "/v1/chat/completions": _schema(ChatCompletion, chat.check),
+    EMBEDDINGS: _schema(Embedding, text.check_embedding),
+    "/tokenize": _schema(Tokenize, tokens.check),
+    "/detokenize": _schema(Detokenize, tokens.check_detokenize),
 }
-"""The paths that make tokens."""
-EMBEDDINGS: Final = "/v1/embeddings"
-ALL_SCHEMAS: Final = {**SCHEMAS, EMBEDDINGS: _schema(Embedding, text.check_embedding)}
+"""The paths whose requests go to an engine."""
+DEFERRABLE: Final = tuple(path for path in SCHEMAS if path.startswith("/v1/"))
+"""Those that take a model's time, and so may be asked for as jobs."""
 
 
 class _Key:
@@ -70,7 +75,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     For a stream the engine is always asked for its usage, which the ledger needs; the caller sees it only
     if it asked too.
     """
-    schema = ALL_SCHEMAS[path]
+    schema = SCHEMAS[path]
     fields = _fields(body)
     if unknown := fields.keys() - schema.known:
         _check_unknown(unknown, fields)
@@ -83,8 +88,10 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     schema.check(wanted)
     if not MODEL_NAME.fullmatch(wanted.model):
         raise no_such_model(wanted.model)
-    if not isinstance(wanted, Sampling):
-        return Request(path, wanted.model, body, False, False, key)
+    if isinstance(wanted, Tokenize | Detokenize):
+        return Request(path, wanted.model, body, stream=False, key=key, answer_tokens=0, metered=False)
+    if isinstance(wanted, Embedding):
+        return _embedding(wanted, path, body, key)
     sampling.check(wanted)
     stream = bool(wanted.stream)
     options = wanted.stream_options
@@ -103,6 +110,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
         key,
         tokens_wanted=_tokens(wanted, fields),
         answer_tokens=_answer_tokens(wanted, fields),
+        prompts=_prompts(fields.get("prompt")),
     )
     return replace(request, prefix=_prefix(wanted, fields, request.tenant)) if settings.AFFINITY else request
 
@@ -115,14 +123,32 @@ def _tokens(wanted: Sampling, fields: dict[str, Any]) -> int:
     return prompt.text_tokens(fields["prompt"], fields.get("max_tokens") or 0)
 
 
-def _answer_tokens(wanted: Sampling, fields: dict[str, Any]) -> int:
-    """The most that the caller allows, all answers together; 0 where it says nothing."""
-    most, prompts = fields.get("max_tokens") or 0, 1
+def _answer_tokens(wanted: Sampling, fields: dict[str, Any]) -> int | None:
+    """The most that the caller allows, all answers together; None where it says nothing."""
+    most: int | None = fields.get("max_tokens")
     if isinstance(wanted, ChatCompletion):
         most = wanted.max_completion_tokens or most
-    elif isinstance(asked := fields["prompt"], list) and asked and isinstance(asked[0], str | list):
-        prompts = len(asked)
-    return most * (wanted.n or 1) * prompts
+    return None if most is None else most * (wanted.n or 1) * _prompts(fields.get("prompt"))
+
+
+def _prompts(given: Any) -> int:
+    """How many there are in a parameter that takes one or several."""
+    several = isinstance(given, list) and bool(given) and isinstance(given[0], str | list)
+    return len(given) if several else 1
+
+
+def _embedding(wanted: Embedding, path: str, body: bytes, key: int | None) -> Request:
+    """Nothing is generated: no tokens of an answer are reserved, none need room in the context."""
+    return Request(
+        path,
+        wanted.model,
+        body,
+        stream=False,
+        key=key,
+        tokens_wanted=prompt.input_tokens(wanted.input, wanted.truncate_prompt_tokens),
+        answer_tokens=0,
+        prompts=_prompts(wanted.input),
+    )
 
 
 def _prefix(wanted: Sampling, fields: dict[str, Any], tenant: str) -> prompt.Prefix:

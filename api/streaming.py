@@ -84,6 +84,8 @@ def engine_refusal(status: int, body: bytes) -> ApiError:
     message = error.get("message")
     if not isinstance(message, str) or not message:
         message = f"the engine refused the request with status {status}"
+        if status == 404 and error.get("detail") == "Not Found":
+            message = "The model is not made for such requests: its engine does not know this path."
     if status in {401, 403}:
         return ApiError("upstream_failed", f"the engine refused the coordinator's request: {message}")
     param = error.get("param")

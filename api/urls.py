@@ -11,6 +11,9 @@ _NODE_VERBS, _MODEL_VERBS = "|".join(NODE_VERBS), "|".join(MODEL_VERBS)
 urlpatterns = [
     path("v1/completions", views.CompletionView.as_view()),
     path("v1/chat/completions", views.CompletionView.as_view()),
+    path("v1/embeddings", views.CompletionView.as_view()),
+    path("tokenize", views.CompletionView.as_view()),
+    path("detokenize", views.CompletionView.as_view()),
     path("v1/models", views.ModelsView.as_view()),
     path("v1/models/<path:model>", views.ModelView.as_view()),
     path("jobs", jobs.JobsView.as_view()),

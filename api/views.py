@@ -70,7 +70,8 @@ class _Stream(StreamingHttpResponse):
 
 
 class CompletionView(APIView):
-    """``POST /v1/completions`` and ``POST /v1/chat/completions``, streamed (server-sent events) or whole.
+    """What an engine answers: completions, streamed (server-sent events) or whole, embeddings, and
+    what its tokenizer makes of a text.
 
     Behind `api.lean` in the usual set-up; with ``GPUTORRENT_LEAN_DOOR=0`` requests come through here.
     """

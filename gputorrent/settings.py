@@ -267,6 +267,8 @@ JOB_TTL_SECONDS = _number("GPUTORRENT_JOB_TTL_SECONDS", 7 * 86400, 1)
 RESULT_TTL_SECONDS = _number("GPUTORRENT_RESULT_TTL_SECONDS", 86400, 1)
 RESULT_READ_SECONDS = _number("GPUTORRENT_RESULT_READ_SECONDS", 300, 0)
 """How long an asynchronous job's result is kept after its owner has first read it."""
+IDEMPOTENCY_SECONDS = _number("GPUTORRENT_IDEMPOTENCY_SECONDS", 86400, 1)
+"""How long an `Idempotency-Key` stands for the job it was first sent with."""
 
 ALLOW_URLS = _flag("GPUTORRENT_ALLOW_URLS", False)
 """Whether callers may name images, sounds and videos by http and https URLs, which nodes then fetch."""

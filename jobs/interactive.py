@@ -68,7 +68,9 @@ class Request:
     tokens_wanted: int = 0  # of context, at least; 0 while unknown
     prefix: Prefix = NO_PREFIX  # by which beginnings the prompt may be known again
     only: frozenset[str] | None = None  # ids of the nodes that may see it; None: all
-    answer_tokens: int = 0  # the most that the caller asked for, all choices together; 0: it did not say
+    answer_tokens: int | None = None  # the most that the caller allows, all choices together; None: any
+    metered: bool = True  # its tokens count: the model reads them, not only its tokenizer
+    prompts: int = 1  # several in one request: each may be as long as the context
 
     @property
     def tenant(self) -> str:
@@ -77,8 +79,8 @@ class Request:
 
     @property
     def prompt_tokens_about(self) -> int:
-        """By the rule of thumb of four bytes a token."""
-        return len(self.body) // 4 + 1
+        """By the rule of thumb of four bytes a token; 0 if they do not count."""
+        return len(self.body) // 4 + 1 if self.metered else 0
 
 
 @dataclass(slots=True)

@@ -113,3 +113,15 @@ class Attempt(models.Model):
 
     def __str__(self) -> str:
         return f"attempt {self.number} at {self.job_id}"
+
+
+class Submission(models.Model):
+    """Which job a caller's ``Idempotency-Key`` stands for. Hashes, see `jobs.idempotency`."""
+
+    name = models.CharField(primary_key=True, max_length=32, editable=False)
+    asked = models.CharField(max_length=32, editable=False)
+    job = models.OneToOneField(Job, on_delete=models.CASCADE, db_constraint=False, related_name="submission")
+    created_at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    def __str__(self) -> str:
+        return self.name

@@ -126,6 +126,15 @@ def text_tokens(prompt: Any, max_tokens: int) -> int:
     return _prompt_tokens(prompt) + max(1, max_tokens)
 
 
+def input_tokens(given: Any, truncated: int | None = None) -> int:
+    """The same of what is to be embedded: the longest input, and no answer. `truncated` is the length that
+    the engine is asked to cut inputs to (-1: to the context, whatever that is)."""
+    tokens = _prompt_tokens(given)
+    if truncated is None:
+        return tokens
+    return min(tokens, truncated) if truncated >= 0 else 0
+
+
 def _prompt_tokens(prompt: Any) -> int:
     if isinstance(prompt, str):
         return _length(prompt) // BYTES_PER_TOKEN
@@ -164,4 +173,7 @@ def tokens_of_body(body: bytes) -> int:
     most = wanted if isinstance(wanted, int) else 0
     if isinstance(messages := whole.get("messages"), list):
         return chat_tokens((m.get("content") for m in messages if isinstance(m, dict)), most)
+    if "input" in whole:
+        cut = whole.get("truncate_prompt_tokens")
+        return input_tokens(whole["input"], cut if isinstance(cut, int) else None)
     return text_tokens(whole.get("prompt"), most)

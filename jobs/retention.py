@@ -8,8 +8,9 @@ from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
 
+from jobs import idempotency
 from jobs.lifecycle import Move, move
-from jobs.models import Attempt, Job, JobState
+from jobs.models import Attempt, Job, JobState, Submission
 
 
 def tidy() -> int:
@@ -19,6 +20,7 @@ def tidy() -> int:
     too_old = now - _seconds(settings.RESULT_TTL_SECONDS)
     expired = _expire_pending(too_old)
     drop_results(too_old, read_before=now - _seconds(settings.RESULT_READ_SECONDS))
+    idempotency.forget()
     delete_finished(now - _seconds(settings.JOB_TTL_SECONDS))
     return expired
 
@@ -56,6 +58,7 @@ def delete_finished(finished_before: datetime.datetime, *, at_once: int = 500, m
         if not ids:
             break
         Attempt.objects.filter(job_id__in=ids).delete()
+        Submission.objects.filter(job_id__in=ids).delete()
         Job.objects.filter(pk__in=ids).delete()
         deleted += len(ids)
     return deleted

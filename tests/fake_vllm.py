@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -59,6 +61,7 @@ def knobs() -> argparse.ArgumentParser:
     switch("--sleep-mode", "offer /sleep and /wake_up, as vLLM does with --enable-sleep-mode in its dev mode")
     switch("--children", "start a child and a grandchild that ignore SIGTERM, as a real engine has workers")
     switch("--stream-error", "end a stream after its first token with an error event")
+    switch("--embeds", "be a model for embeddings: no path makes tokens")
     switch("--cut-stream", "end a stream after its first token with nothing")
     return parser
 
@@ -84,18 +87,26 @@ class Request:
 
     def __init__(self, engine: Engine, door: Door, body: dict[str, Any], chat: bool, request_id: str) -> None:
         self.engine, self.door, self.chat = engine, door, chat
-        self.words, self.prompt_tokens = self._prompt(body)
+        self.prompts, self.prompt_tokens = self._prompts(body)
+        self.words = [word for words in self.prompts for word in words]
         self.n = int(body.get("n") or 1)
+        self.choices = range(self.n * len(self.prompts))  # those of the first prompt come first
+        self.echo = bool(body.get("echo")) and not chat
         self.stream = bool(body.get("stream"))
         self.include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         self.logprobs = bool(body.get("logprobs"))
         self.tool = self._tool(body)
         asked = body.get("max_completion_tokens") or body.get("max_tokens") or (None if chat else 16)
-        room = engine.args.max_model_len - self.prompt_tokens
+        longest = self.prompt_tokens if chat else max(map(len, self.prompts))
+        room = engine.args.max_model_len - longest
         if asked is not None and (asked < 1 or asked > room):
             raise Refusal(400, f"max_tokens={asked} does not fit: the context holds {room} more tokens")
         most = min(asked or room, engine.args.tokens or asked or 64)
         self.finish = "stop" if asked is None or most < asked else "length"
+        stop = body.get("stop") or []
+        stops = {stop} if isinstance(stop, str) else set(stop)
+        if stops and (end := [i for i in range(1, most) if self.words[i % len(self.words)] in stops]):
+            most, self.finish = end[0], "stop"
         self.total = 1 if self.tool else most
         self.made = 0
         self.begun = False
@@ -108,7 +119,8 @@ class Request:
         self.model = name
 
     @staticmethod
-    def _prompt(body: dict[str, Any]) -> tuple[list[str], int]:
+    def _prompts(body: dict[str, Any]) -> tuple[list[list[str]], int]:
+        """The words of each prompt, and how many there are in all; a token id is a word."""
         if "messages" in body:
             texts = []
             for message in body["messages"]:
@@ -116,14 +128,16 @@ class Request:
                 if isinstance(content, list):
                     content = " ".join(part.get("text", "") for part in content)
                 texts.append(content)
-            return texts[-1].split() or ["nothing"], sum(len(text.split()) for text in texts) or 1
+            return [texts[-1].split() or ["nothing"]], sum(len(text.split()) for text in texts) or 1
         prompt = body.get("prompt")
-        if isinstance(prompt, list):
-            prompt = " ".join(str(part) for part in prompt)
-        if not isinstance(prompt, str) or not prompt:
+        if not prompt:
             raise Refusal(400, "prompt is missing or empty", param="prompt")
-        words = prompt.split() or ["nothing"]
-        return words, len(words)
+        several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+        prompts = [
+            (each.split() if isinstance(each, str) else [str(token) for token in each]) or ["nothing"]
+            for each in several
+        ]
+        return prompts, sum(map(len, prompts))
 
     @staticmethod
     def _tool(body: dict[str, Any]) -> str | None:
@@ -138,14 +152,14 @@ class Request:
             self.door.start_stream()
             if self.chat:
                 self.door.write_chunk(
-                    b"".join(self._delta(i, {"role": "assistant", "content": ""}) for i in range(self.n))
+                    b"".join(self._delta(i, {"role": "assistant", "content": ""}) for i in self.choices)
                 )
-        token = self._token(self.made)
+        position = self.made
         self.made += 1
         last = self.made >= self.total
         if self.stream:
             finish = ("tool_calls" if self.tool else self.finish) if last else None
-            data = b"".join(self._piece(i, token, finish) for i in range(self.n))
+            data = b"".join(self._piece(i, self._token(i, position), finish) for i in self.choices)
             if self.engine.args.cut_stream:
                 self.door.write_chunk(data)
                 self.door.transport.close()
@@ -164,9 +178,12 @@ class Request:
             self.door.answer(200, self._whole())
         return last
 
-    def _token(self, position: int) -> str:
-        word = self.words[position % len(self.words)]
-        return word if position == 0 else " " + word
+    def _token(self, index: int, position: int) -> str:
+        words = self.prompts[index // self.n]
+        word = words[position % len(words)]
+        if position == 0:
+            return f"{' '.join(words)} {word}" if self.echo else word
+        return " " + word
 
     def _piece(self, index: int, token: str, finish: str | None) -> bytes:
         if not self.chat:
@@ -203,7 +220,7 @@ class Request:
         return {"id": "call_" + self.id[-8:], "type": "function", "index": 0, "function": call}
 
     def _usage(self) -> dict[str, int]:
-        made = self.total * self.n
+        made = self.total * len(self.choices)
         return {
             "prompt_tokens": self.prompt_tokens,
             "total_tokens": self.prompt_tokens + made,
@@ -214,9 +231,9 @@ class Request:
         return f'data: {self.head}"choices":[],"usage":{json.dumps(self._usage())}}}\n\n'.encode()
 
     def _whole(self) -> dict[str, Any]:
-        text = "".join(self._token(position) for position in range(self.total))
         choices: list[dict[str, Any]] = []
-        for index in range(self.n):
+        for index in self.choices:
+            text = "".join(self._token(index, position) for position in range(self.total))
             choice: dict[str, Any] = {"index": index, "finish_reason": self.finish, "stop_reason": None}
             choice["logprobs"] = json.loads(self._logprobs(text))
             if not self.chat:
@@ -250,6 +267,7 @@ class Engine:
         self.ballast = bytearray()
         self.asleep: set[str] = set()
         self.unread = False
+        self.words: list[str] = []
         self._news = asyncio.Event()
 
     def add(self, request: Request) -> None:
@@ -306,6 +324,19 @@ class Engine:
                 self.running.remove(request)
                 request.door.ended(request)
         return stepped
+
+    def tokenizer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A word is a token; its id is its place among the words that came so far."""
+        if "tokens" in body:
+            if any(token >= len(self.words) for token in body["tokens"]):
+                raise Refusal(400, "a token id is out of the vocabulary", param="tokens")
+            return {"prompt": " ".join(self.words[token] for token in body["tokens"])}
+        texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
+        words = " ".join(texts).split()
+        self.words += [word for word in dict.fromkeys(words) if word not in self.words]
+        told = {"count": len(words), "max_model_len": self.args.max_model_len}
+        strings = words if body.get("return_token_strs") else None
+        return {**told, "tokens": [self.words.index(word) for word in words], "token_strs": strings}
 
     def sleep_mode(self, path: str, url: str) -> dict[str, Any]:
         """Level 2 is awake only once its weights were read again, between the two parts of waking."""
@@ -387,10 +418,12 @@ class Door(asyncio.Protocol):
 
     def _route(self, method: str, path: str, body: bytes) -> None:
         args = self.engine.args
-        if method == "POST" and path in {"/v1/completions", "/v1/chat/completions"}:
+        if method == "POST" and path in {"/v1/completions", "/v1/chat/completions"} and not args.embeds:
             self._complete(path, body)
         elif method == "POST" and path == "/v1/embeddings":
             self._embed(self._parse(body))
+        elif method == "POST" and path in {"/tokenize", "/detokenize"}:
+            self.answer(200, self.engine.tokenizer(self._parse(body)))
         elif path == "/health":
             self.answer(200, b"", b"text/plain")
         elif path == "/version":
@@ -435,14 +468,23 @@ class Door(asyncio.Protocol):
         self.engine.add(self.request)
 
     def _embed(self, body: dict[str, Any]) -> None:
-        inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
-        data = [
-            {"object": "embedding", "index": i, "embedding": [len(str(text)) / 100, 0.5, -0.5]}
-            for i, text in enumerate(inputs)
-        ]
-        used = sum(len(str(text).split()) for text in inputs)
+        given = body["input"]
+        inputs = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+        lengths = [len(i.split()) if isinstance(i, str) else len(i) for i in inputs]
+        if max(lengths) > self.engine.args.max_model_len:
+            most = self.engine.args.max_model_len
+            raise Refusal(400, f"This model's maximum context length is {most} tokens.", param="input")
+        data = []
+        for index, length in enumerate(lengths):
+            # Its number and its length, so that a test can tell whose it is; these fit float32 exactly.
+            vector = ([float(index), float(length), 0.5, -0.5] * 256)[: body.get("dimensions") or 4]
+            packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+            told: Any = packed if body.get("encoding_format") == "base64" else vector
+            data.append({"object": "embedding", "index": index, "embedding": told})
+        used = sum(lengths)
         usage = {"prompt_tokens": used, "total_tokens": used, "completion_tokens": 0}
-        self.answer(200, {"object": "list", "model": body["model"], "data": data, "usage": usage})
+        head = {"id": f"embd-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
+        self.answer(200, {**head, "model": body["model"], "data": data, "usage": usage})
 
     # -- answers ---------------------------------------------------------------------------------------
     def ended(self, request: Request) -> None:

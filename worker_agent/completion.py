@@ -100,6 +100,8 @@ class Completion:
             raise _Verdict(
                 Outcome.ENGINE_BUSY, sse.error_message(body) or "busy", status, _seconds(answer.retry_after)
             )
+        if status == 501:  # vLLM's for what the model is not made for: the caller's mistake, not the engine's
+            return self._done(404, body, answer.content_type, None)
         if status >= 500 or status < 200 or 300 <= status < 400:
             message = sse.error_message(body) or "the engine gave no reason"
             raise _Verdict(Outcome.ENGINE_ERROR, message, status)

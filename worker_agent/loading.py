@@ -76,7 +76,7 @@ async def one_token(client: EngineClient, name: str, seconds: float) -> str | No
     """
     body = msgspec.json.encode({"model": name, "prompt": "Hello", "max_tokens": 1})
     status, answer = await client.post("/v1/completions", body, timeout=seconds)
-    if status in (400, 404, 405):
+    if status in (400, 404, 405, 501):
         body = msgspec.json.encode({"model": name, "input": "Hello"})
         status, answer = await client.post("/v1/embeddings", body, timeout=seconds)
     return None if status == 200 else f"HTTP {status}: {answer[:200]!r}"

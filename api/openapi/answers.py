@@ -46,6 +46,39 @@ class CompletionAnswer(Struct):
     usage: TokenUsage | UnsetType | None = UNSET
 
 
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingVector(Struct):
+    object: Literal["embedding"]
+    index: int
+    embedding: Annotated[
+        list[float] | str, Meta(description="In base64: of little-endian 32-bit floats, one after the other.")
+    ]
+
+
+class EmbeddingAnswer(Struct):
+    """The engine's answer, byte for byte; vLLM adds fields of its own."""
+
+    object: Literal["list"]
+    model: str
+    data: list[EmbeddingVector]
+    usage: EmbeddingUsage
+
+
+class Tokenized(Struct):
+    count: int
+    max_model_len: Annotated[int, Meta(description="Tokens of context.")]
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(Struct):
+    prompt: str
+
+
 class ModelCard(Struct):
     id: str
     object: Literal["model"]

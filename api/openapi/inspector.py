@@ -13,7 +13,8 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ComponentRegistry
 
 from api.openapi import answers
-from api.openapi.operations import SECURITY, TABLE, Content, Operation, ends
+from api.openapi.operation import SECURITY, Content, Operation, ends
+from api.openapi.operations import TABLE
 
 UNDESCRIBED = "x-undescribed"
 """Marks what is served and not in the table. A test looks for it."""
@@ -42,7 +43,7 @@ def _operation(described: Operation, parameters: list[dict[str, Any]]) -> dict[s
         "tags": [described.tag],
         "parameters": parameters
         + [
-            {"name": q.name, "in": "query", "description": q.description, "schema": q.schema}
+            {"name": q.name, "in": q.where, "description": q.description, "schema": q.schema}
             for q in described.query
         ],
         "security": [{name: []} for name in described.security] or [{}],

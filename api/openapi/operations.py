@@ -2,93 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
-from api import errors, schemas, steering
+from api import steering
 from api.openapi import answers
-from jobs.errors import JobError
+from api.openapi.engines import CHAT, CHAT_EXAMPLE, ENGINES, JOB_ID, USAGE
+from api.openapi.operation import (
+    JSON,
+    KEY,
+    MSGPACK,
+    NODE,
+    STAFF,
+    STAFF_OR_SESSION,
+    TEXT,
+    Content,
+    Operation,
+    Query,
+)
 from worker_agent import contract
 
-JSON: Final = "application/json"
-SSE: Final = "text/event-stream"
-TEXT: Final = "text/plain"
-MSGPACK: Final = "application/msgpack"
-
-KEY: Final = ("apiKey",)
-STAFF: Final = ("staffKey",)
-STAFF_OR_SESSION: Final = ("staffKey", "session")
-NODE: Final = ("nodeSecret",)
-SECURITY: Final[dict[str, dict[str, Any]]] = {
-    "apiKey": {"type": "http", "scheme": "bearer", "description": "Any API key."},
-    "staffKey": {"type": "http", "scheme": "bearer", "description": "An API key of staff."},
-    "session": {
-        "type": "apiKey",
-        "in": "cookie",
-        "name": "sessionid",
-        "description": "A staff user's session in the admin. For reading only.",
-    },
-    "metricsToken": {"type": "http", "scheme": "bearer", "description": "GPUTORRENT_METRICS_TOKEN."},
-    "nodeSecret": {"type": "http", "scheme": "bearer", "description": "A node's id and secret."},
-}
-
-
-@dataclass(frozen=True)
-class Content:
-    """A body: its type (None: not described further), its media type, an example."""
-
-    kind: Any
-    example: Any = None
-    media: str = JSON
-
-
-@dataclass(frozen=True)
-class Query:
-    name: str
-    description: str
-    schema: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Operation:
-    id: str
-    tag: str
-    summary: str
-    responses: dict[int, tuple[str, Sequence[Content]]]
-    """Status -> in words, and what may come as body."""
-    security: tuple[str, ...] = ()
-    request: Content | None = None
-    refusals: tuple[int, ...] = ()
-    """Statuses of refusals besides those that every operation may have."""
-    refusal: Any = answers.Error
-    query: tuple[Query, ...] = ()
-
-
-def request_type(path: str) -> Any:
-    """The type that a request to `path` under /v1 is checked by."""
-    schema = schemas.SCHEMAS[path]
-    return getattr(schema, "type", schema)
-
-
-def ends() -> dict[int, list[str]]:
-    """How a job may end without an answer: HTTP status -> codes."""
-    found: dict[int, list[str]] = {}
-    for kind in JobError.__subclasses__():
-        found.setdefault(errors.of_job(kind("")).status, []).append(kind.code)
-    return found
-
-
-_CHAT: Final = "/v1/chat/completions"
-_CHAT_EXAMPLE: Final = {"model": "Qwen/Qwen3-8B", "messages": [{"role": "user", "content": "Hello!"}]}
-_JOB_ID: Final = "0193a7c5d3b97e6f8a1b2c3d4e5f6071"
-_USAGE: Final = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
 _RECORD: Final = {
-    "id": _JOB_ID,
+    "id": JOB_ID,
     "object": "job",
     "status": "completed",
     "model": "Qwen/Qwen3-8B",
-    "url": _CHAT,
+    "url": CHAT,
     "stream": False,
     "asynchronous": False,
     "created": 1790000000.25,
@@ -107,7 +45,7 @@ _RECORD: Final = {
             "finished": 1790000001.75,
         }
     ],
-    "usage": _USAGE,
+    "usage": USAGE,
     "error": None,
 }
 _MODEL: Final = {
@@ -120,25 +58,6 @@ _MODEL: Final = {
 }
 
 
-def _completion(id_: str, summary: str, path: str, request: Any, answer: Any) -> Operation:
-    whole = {"id": f"chatcmpl-{_JOB_ID}", "created": 1790000001, "model": "Qwen/Qwen3-8B", "usage": _USAGE}
-    described = "The engine's answer; events that end with `data: [DONE]` if `stream` is true."
-    return Operation(
-        id_,
-        "OpenAI",
-        summary,
-        {
-            200: (
-                described,
-                (Content(answers.CompletionAnswer, {**whole, **answer}), Content(None, None, SSE)),
-            )
-        },
-        KEY,
-        Content(request_type(path), request),
-        refusals=(400, 404, 413, 415, *ends()),
-    )
-
-
 def _page(*more: tuple[str, str, dict[str, Any]]) -> tuple[Query, ...]:
     return tuple(Query(*each) for each in more)
 
@@ -147,20 +66,7 @@ _STRING: Final = {"type": "string"}
 _NUMBER: Final = {"type": "number"}
 
 TABLE: Final[dict[tuple[str, str], Operation]] = {
-    ("POST", _CHAT): _completion(
-        "createChatCompletion",
-        "Complete a chat",
-        _CHAT,
-        _CHAT_EXAMPLE,
-        {"object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant"}}]},
-    ),
-    ("POST", "/v1/completions"): _completion(
-        "createCompletion",
-        "Complete a text",
-        "/v1/completions",
-        {"model": "Qwen/Qwen3-8B", "prompt": "Once upon a time", "max_tokens": 16},
-        {"object": "text_completion", "choices": [{"index": 0, "text": ", there was"}]},
-    ),
+    **ENGINES,
     ("GET", "/v1/models"): Operation(
         "listModels",
         "OpenAI",
@@ -201,14 +107,22 @@ TABLE: Final[dict[tuple[str, str], Operation]] = {
                 (
                     Content(
                         answers.JobAccepted,
-                        {"id": _JOB_ID, "object": "job", "status": "pending", "model": "Qwen/Qwen3-8B"},
+                        {"id": JOB_ID, "object": "job", "status": "pending", "model": "Qwen/Qwen3-8B"},
                     ),
                 ),
             )
         },
         KEY,
-        Content(None, {"url": _CHAT, "body": _CHAT_EXAMPLE}),
+        Content(None, {"url": CHAT, "body": CHAT_EXAMPLE}),
         refusals=(400, 404, 413, 415, 422, 429),
+        query=(
+            Query(
+                "Idempotency-Key",
+                "The same key with the same body gives the same job, for 24 hours.",
+                {"type": "string", "minLength": 1, "maxLength": 255},
+                "header",
+            ),
+        ),
     ),
     ("GET", "/jobs"): Operation(
         "listJobs",
@@ -223,8 +137,8 @@ TABLE: Final[dict[tuple[str, str], Operation]] = {
                         {
                             "object": "list",
                             "data": [_RECORD],
-                            "first_id": _JOB_ID,
-                            "last_id": _JOB_ID,
+                            "first_id": JOB_ID,
+                            "last_id": JOB_ID,
                             "has_more": False,
                         },
                     ),

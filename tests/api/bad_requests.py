@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 USER = {"role": "user", "content": "hello"}
 INVALID = "invalid_value"
 MISSING = "missing_required_parameter"
@@ -36,6 +36,17 @@ def chat(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
 def text(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
     whole = {"model": "m", "prompt": "hello", **fields}
     return Bad(json.dumps({k: v for k, v in whole.items() if k not in without}).encode(), code, param, TEXT)
+
+
+def embed(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
+    whole = {"model": "m", "input": "hello", **fields}
+    return Bad(json.dumps({k: v for k, v in whole.items() if k not in without}).encode(), code, param, EMBED)
+
+
+def tokens(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
+    whole = {"model": "m", **fields}
+    body = json.dumps({k: v for k, v in whole.items() if k not in without}).encode()
+    return Bad(body, code, param, "/tokenize")
 
 
 def part(code: str, param: str, /, **fields: Any) -> Bad:
@@ -336,6 +347,66 @@ NAMES = [
     text(UNSUPPORTED, "best_of", best_of=1),
     text(UNSUPPORTED, "prompt_embeds", prompt_embeds="AAAA"),
 ]
+EMBEDDINGS = [
+    embed(MISSING, "input", "input"),
+    embed(MISSING, "model", "model"),
+    embed(INVALID, "input", input=None),
+    embed(INVALID, "input", input=7),
+    embed(INVALID, "input", input=""),
+    embed(INVALID, "input", input=[]),
+    embed(INVALID, "input[1]", input=["a", 1]),
+    embed(INVALID, "input[1]", input=[1, "a"]),
+    embed(INVALID, "input[0]", input=[-1]),
+    embed(INVALID, "input[0]", input=[2**31]),
+    embed(INVALID, "input[0]", input=[1.5]),
+    embed(INVALID, "input[0]", input=[{"role": "user"}]),
+    embed(INVALID, "input[0]", input=[[]]),
+    embed(INVALID, "input[1][0]", input=[[1], ["a"]]),
+    embed(INVALID, "input", input=["a"] * 2049),
+    embed(INVALID, "dimensions", dimensions=0),
+    embed(INVALID, "dimensions", dimensions="256"),
+    embed(INVALID, "encoding_format", encoding_format="bytes"),
+    embed(INVALID, "user", user=5),
+    embed(INVALID, "truncate_prompt_tokens", truncate_prompt_tokens=-2),
+    embed(UNKNOWN, "stream", stream=True),
+    embed(UNKNOWN, "max_tokens", max_tokens=5),
+    embed(UNKNOWN, "messages", "input", messages=[USER]),
+    embed(UNSUPPORTED, "mm_processor_kwargs", mm_processor_kwargs={}),
+    embed(UNSUPPORTED, "priority", priority=1),
+    embed("model_not_found", "model", model="../m")._replace(status=404),
+    Bad(b"", "method_not_allowed", None, path=EMBED, status=405, method="GET"),
+]
+TOKENS = [
+    tokens(MISSING, "prompt"),
+    tokens(MISSING, "model", "model", prompt="x"),
+    tokens(INVALID, "prompt", prompt=["x"]),
+    tokens(INVALID, "messages", prompt="x", messages=[USER]),
+    tokens(INVALID, "messages", messages=[]),
+    tokens(INVALID, "messages[0].role", messages=[{"role": "x"}]),
+    tokens(MISSING, "messages[0].content", messages=[{"role": "user"}]),
+    tokens("url_not_allowed", "messages[0].content[0].image_url.url",
+           messages=[{"role": "user", "content": [IMAGE]}]),
+    tokens(INVALID, "tools", prompt="x", tools=[function()]),
+    tokens(INVALID, "tools", messages=[USER], tools=[function(), function()]),
+    tokens(INVALID, "add_generation_prompt", prompt="x", add_generation_prompt=True),
+    tokens(INVALID, "continue_final_message", messages=[USER], continue_final_message=True,
+           add_generation_prompt=True),
+    tokens(UNSUPPORTED, "chat_template", messages=[USER], chat_template="x"),
+    tokens(UNSUPPORTED, "chat_template", messages=[USER], chat_template_kwargs={"chat_template": "x"}),
+    tokens(UNSUPPORTED, "mm_processor_kwargs", messages=[USER], mm_processor_kwargs={}),
+    tokens(UNKNOWN, "max_tokens", prompt="x", max_tokens=1),
+    tokens(UNKNOWN, "stream", prompt="x", stream=True),
+    tokens(UNKNOWN, "tokens", prompt="x", tokens=[1]),
+    tokens(MISSING, "tokens")._replace(path="/detokenize"),
+    tokens(INVALID, "tokens[1]", tokens=[1, -1])._replace(path="/detokenize"),
+    tokens(INVALID, "tokens[0]", tokens=[2**31])._replace(path="/detokenize"),
+    tokens(INVALID, "tokens[0]", tokens=["a"])._replace(path="/detokenize"),
+    tokens(INVALID, "tokens", tokens=None)._replace(path="/detokenize"),
+    tokens("unknown_url", None, prompt="x")._replace(path="/v1/tokenize", status=404),
+    Bad(b"", "method_not_allowed", None, path="/tokenize", status=405, method="GET"),
+    Bad(b"{", "invalid_api_key", None, "/tokenize", 401, "authentication_error", authorized=False),
+    Bad(b'{"url":"/tokenize","body":{}}', INVALID, "url", path="/jobs"),
+]  # fmt: skip
 ENVELOPES = [
     Bad(GOOD, "invalid_api_key", None, status=401, type="authentication_error", authorized=False),
     Bad(b"{", "invalid_api_key", None, status=401, type="authentication_error", authorized=False),
@@ -415,6 +486,6 @@ ENVELOPES = [
 
 ALL = [
     *(*BROKEN, *NESTED, *MODELS, *MESSAGES, *URLS, *SAMPLING, *INSIDE),
-    *(*TOGETHER, *TOOLS, *FORMATS, *PROMPTS, *NAMES, *ENVELOPES),
+    *(*TOGETHER, *TOOLS, *FORMATS, *PROMPTS, *NAMES, *EMBEDDINGS, *TOKENS, *ENVELOPES),
 ]
 LARGEST = 700_000

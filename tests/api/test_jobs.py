@@ -34,6 +34,8 @@ async def caller(name: str, **how) -> dict[str, str]:
         (CHAT, "/v1/chat/completions"),
         (TEXT, "/v1/completions"),
         ({"url": "/v1/completions", "body": TEXT}, "/v1/completions"),
+        ({"model": "m", "input": "hello"}, "/v1/embeddings"),
+        ({"url": "/v1/embeddings", "body": {"model": "m", "input": [1, 2]}}, "/v1/embeddings"),
         ({"custom_id": "1", "url": "/v1/chat/completions", "body": CHAT}, "/v1/chat/completions"),
     ],
 )
@@ -61,7 +63,7 @@ async def test_a_job_is_accepted_and_committed(serve, wire, body, path):
         ({"model": "m"}, 400, "missing_required_parameter", "prompt"),
         ({"url": "/v1/completions"}, 400, "missing_required_parameter", "body"),
         ({"body": CHAT}, 400, "missing_required_parameter", "url"),
-        ({"url": "/v1/embeddings", "body": CHAT}, 400, "invalid_value", "url"),
+        ({"url": "/v1/models", "body": CHAT}, 400, "invalid_value", "url"),
         ({"url": 5, "body": CHAT}, 400, "invalid_value", "url"),
         ({"url": "/v1/completions", "body": "x"}, 400, "invalid_value", None),
         ([], 400, "invalid_json", None),

@@ -33,7 +33,7 @@ def caller(key: int = 7, **limited: Any) -> Caller:
     return Caller(key, "ann", False, 0.0, limits=Limits(**limited))
 
 
-def asked(answer: int = 90, body: bytes = BODY) -> Any:
+def asked(answer: int | None = 90, body: bytes = BODY) -> Any:
     """A request that reserves 10 tokens for its prompt and so many for its answer."""
     return request(body=body, answer_tokens=answer)
 
@@ -189,10 +189,13 @@ async def test_a_request_larger_than_the_limit_is_not_to_be_tried_again(limiter)
 def test_the_estimate_knows_how_long_a_prompt_can_be(settings):
     settings.ANSWER_TOKENS_ASSUMED = 50
     assert limits.estimate(asked()) == 100
-    assert limits.estimate(asked(answer=0)) == 60
+    assert limits.estimate(asked(answer=None)) == 60
+    assert limits.estimate(asked(answer=0)) == 10
     picture = asked(body=b"x" * 4_000_000)
     assert limits.estimate(picture) == 1_000_001 + 90
     assert limits.estimate(picture, context=4096) == 4096 + 90
+    several = request(body=picture.body, answer_tokens=0, prompts=10)
+    assert limits.estimate(several, context=4096) == 40_960
 
 
 # -- at once -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from api.schemas import parse
 from jobs import prompt
 from jobs.prompt import NO_PREFIX, Prefix
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
 FIRST = [("system", "be brief"), ("user", "hello")]
 SECOND = [*FIRST, ("assistant", "hi"), ("user", "and now?")]
@@ -114,6 +114,11 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A
         (TEXT, {"prompt": [[7] * 33, [7] * 55]}, 56),
         (TEXT, {"prompt": ["x" * 40, "x" * 80]}, 21),
         (TEXT, {"prompt": "é" * 40}, 21),
+        (EMBEDDINGS, {"input": "x" * 40}, 10),
+        (EMBEDDINGS, {"input": [7] * 33}, 33),
+        (EMBEDDINGS, {"input": [[7] * 33, [7] * 55]}, 55),
+        (EMBEDDINGS, {"input": ["x" * 400, "x"], "truncate_prompt_tokens": 64}, 64),
+        (EMBEDDINGS, {"input": ["x" * 400, "x"], "truncate_prompt_tokens": -1}, 0),
     ],
 )
 def test_the_context_a_request_needs_at_least(path, fields, tokens):

@@ -106,6 +106,13 @@ async def test_a_callers_mistake_is_an_answer_not_a_failure(stream):
     assert last.usage is None
 
 
+async def test_what_a_model_is_not_made_for_is_the_callers_mistake():
+    with engine("--error-status", "501") as client:
+        (last,) = await run(client, work())
+    assert isinstance(last, Done)
+    assert (last.status, json.loads(last.body)["error"]["message"]) == (404, "as asked")
+
+
 @pytest.mark.parametrize(
     ("knobs", "outcome", "status"),
     [
