@@ -90,13 +90,16 @@ class Request:
         self.include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         self.logprobs = bool(body.get("logprobs"))
         self.tool = self._tool(body)
+        self.document = self._document(body)
         asked = body.get("max_completion_tokens") or body.get("max_tokens") or (None if chat else 16)
         room = engine.args.max_model_len - self.prompt_tokens
         if asked is not None and (asked < 1 or asked > room):
             raise Refusal(400, f"max_tokens={asked} does not fit: the context holds {room} more tokens")
         most = min(asked or room, engine.args.tokens or asked or 64)
         self.finish = "stop" if asked is None or most < asked else "length"
-        self.total = 1 if self.tool else most
+        self.total = 1 if self.tool or self.document else most
+        if self.document:
+            self.finish = "stop"
         self.made = 0
         self.begun = False
         self.gone = False
@@ -129,6 +132,16 @@ class Request:
     def _tool(body: dict[str, Any]) -> str | None:
         tools = body.get("tools")
         return tools[0]["function"]["name"] if tools and body.get("tool_choice", "auto") != "none" else None
+
+    def _document(self, body: dict[str, Any]) -> str:
+        """What comes back where JSON is asked for: the prompt in each text of the schema, 1 for each number."""
+        form = body.get("response_format") or {}
+        if form.get("type") not in {"json_object", "json_schema"}:
+            return ""
+        echo = " ".join(self.words)
+        schema = (form.get("json_schema") or {}).get("schema") or {"properties": {"echo": {"type": "string"}}}
+        values: dict[str, Any] = {"string": echo, "integer": 1, "number": 1.5, "boolean": True, "array": []}
+        return json.dumps({n: values.get(part.get("type")) for n, part in schema["properties"].items()})
 
     # -- one token -------------------------------------------------------------------------------------
     def step(self) -> bool:
@@ -165,6 +178,8 @@ class Request:
         return last
 
     def _token(self, position: int) -> str:
+        if self.document:
+            return self.document
         word = self.words[position % len(self.words)]
         return word if position == 0 else " " + word
 
