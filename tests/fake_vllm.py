@@ -134,7 +134,7 @@ class Request:
         return tools[0]["function"]["name"] if tools and body.get("tool_choice", "auto") != "none" else None
 
     def _document(self, body: dict[str, Any]) -> str:
-        """What comes back where JSON is asked for: the prompt in each text of the schema, 1 for each number."""
+        """The answer where JSON is asked for: the prompt in each text of the schema, 1 for each integer."""
         form = body.get("response_format") or {}
         if form.get("type") not in {"json_object", "json_schema"}:
             return ""

@@ -1,7 +1,7 @@
-"""One environment for each client, under .cache/clients: ``python -m tests.conformance.environments`` makes them.
+"""An environment for each client: ``python -m tests.conformance.environments`` makes them in .cache/clients.
 
 Made from requirements/clients-<name>.lock (the Node client from node/package-lock.json) and stamped with the
-lock's hash, so that a second start does nothing. Where packages come from is a matter of pip's and npm's settings.
+lock's hash, so that a second start does nothing. pip's and npm's settings decide where packages come from.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def no_node() -> str:
     """Why the Node client cannot be installed on this machine; empty if it can."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
-            return f"no {program} on this machine: install Node.js {NODE_AT_LEAST} or newer for its client's tests"
+            return f"no {program} here: its client's tests want Node.js {NODE_AT_LEAST} or newer"
     said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout
     version = re.match(r"v(\d+)", said)
     if version is None or int(version[1]) < NODE_AT_LEAST:
-        return f"Node.js {NODE_AT_LEAST} or newer is needed for its client's tests, this is {said.strip() or '?'}"
+        return f"this is Node.js {said.strip()}: its client's tests want {NODE_AT_LEAST} or newer"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,11 @@ def command(client: str) -> list[str]:
 
 def run(client: str, plan: dict[str, str], log: Path) -> Lines:
     """One client through all its cases: what it printed, by case."""
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(log.parent), "LITELLM_LOCAL_MODEL_COST_MAP": "1"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(log.parent),
+        "LITELLM_LOCAL_MODEL_COST_MAP": "1",
+    }
     with log.open("w") as errors:
         done = subprocess.run(
             command(client), input=json.dumps(plan), stdout=subprocess.PIPE, stderr=errors, text=True,

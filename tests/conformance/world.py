@@ -1,4 +1,4 @@
-"""The cluster that the clients talk to: one node with a model for each thing that may happen, one that has left."""
+"""The cluster that the clients talk to: a node with a model for each thing that may happen; one has left."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ UNLOADABLE = "unloadable"
 """Its engine never starts."""
 GONE = "gone"
 """The node that had it has left."""
-MODELS = {FAST: (), SLOW: ("--per-second", "20"), CUT: ("--cut-stream",), UNLOADABLE: ("--fail-load", "no such GPU")}
+MODELS = {
+    FAST: (),
+    SLOW: ("--per-second", "20"),
+    CUT: ("--cut-stream",),
+    UNLOADABLE: ("--fail-load", "no such GPU"),
+}
 
 
 def write_engine(path: Path) -> Path:
     """An engine's Python, for an agent, whose knobs depend on the model it is started for."""
     fake = Path(__file__).resolve().parent.parent / "fake_vllm.py"
     lines = ["#!/bin/sh", 'case " $* " in']
-    lines += [f'*" --served-model-name {name} "*) set -- {shlex.join(knobs)} "$@" ;;' for name, knobs in MODELS.items()]
+    lines += [
+        f'*" --served-model-name {name} "*) set -- {shlex.join(knobs)} "$@" ;;'
+        for name, knobs in MODELS.items()
+    ]
     lines += ["esac", f'exec {shlex.quote(sys.executable)} {shlex.quote(str(fake))} "$@"', ""]
     path.write_text("\n".join(lines))
     path.chmod(0o755)

@@ -11,11 +11,24 @@ from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel
-
 from reporting import (
-    CUT, FAST, GONE, KEY, MOST_RETRIES, NO_MODEL, PLAN, SLOW, UNLOADABLE, URL, WRONG_KEY,
-    Tries, case, go, refusal, the_only_request,
-)  # fmt: skip
+    CUT,
+    FAST,
+    GONE,
+    KEY,
+    MOST_RETRIES,
+    NO_MODEL,
+    PLAN,
+    SLOW,
+    UNLOADABLE,
+    URL,
+    WRONG_KEY,
+    Tries,
+    case,
+    go,
+    refusal,
+    the_only_request,
+)
 
 warnings.simplefilter("ignore")
 
@@ -55,14 +68,22 @@ def completion_stream() -> dict[str, Any]:
 @case
 def chat_whole() -> dict[str, Any]:
     answer = chat(max_tokens=3).invoke([SystemMessage("be"), HumanMessage("red green blue")])
-    return {"text": answer.content, "finish": answer.response_metadata["finish_reason"], "usage": usage(answer)}
+    return {
+        "text": answer.content,
+        "finish": answer.response_metadata["finish_reason"],
+        "usage": usage(answer),
+    }
 
 
 @case
 def stream() -> dict[str, Any]:
     chunks = list(chat(max_tokens=5, stream_usage=False).stream("a b c"))
     finish = [c.response_metadata["finish_reason"] for c in chunks if "finish_reason" in c.response_metadata]
-    return {"text": "".join(c.content for c in chunks), "finish": finish[-1], "ids": len({c.id for c in chunks})}
+    return {
+        "text": "".join(c.content for c in chunks),
+        "finish": finish[-1],
+        "ids": len({c.id for c in chunks}),
+    }
 
 
 @case
@@ -107,7 +128,12 @@ def structured() -> dict[str, Any]:
 
 @case
 def json_object() -> dict[str, Any]:
-    schema = {"title": "Echo", "description": "d", "type": "object", "properties": {"echo": {"type": "string"}}}
+    schema = {
+        "title": "Echo",
+        "description": "d",
+        "type": "object",
+        "properties": {"echo": {"type": "string"}},
+    }
     return {"document": chat().with_structured_output(schema, method="json_mode").invoke("in JSON")}
 
 

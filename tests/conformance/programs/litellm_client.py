@@ -8,10 +8,25 @@ from typing import Any
 import httpx
 import litellm
 from pydantic import BaseModel
-
 from reporting import (
-    CUT, FAST, GONE, KEY, MOST_RETRIES, NO_MODEL, PLAN, SLOW, UNLOADABLE, URL, WEATHER, WRONG_KEY,
-    Tries, case, go, say, the_only_request, usage,
+    CUT,
+    FAST,
+    GONE,
+    KEY,
+    MOST_RETRIES,
+    NO_MODEL,
+    PLAN,
+    SLOW,
+    UNLOADABLE,
+    URL,
+    WEATHER,
+    WRONG_KEY,
+    Tries,
+    case,
+    go,
+    say,
+    the_only_request,
+    usage,
 )  # fmt: skip
 from reporting import refusal as any_refusal
 

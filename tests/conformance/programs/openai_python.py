@@ -8,11 +8,27 @@ from typing import Any
 
 import openai
 from pydantic import BaseModel
-
 from reporting import (
-    CUT, FAST, GONE, KEY, MOST_RETRIES, NO_MODEL, PLAN, SLOW, UNLOADABLE, URL, WEATHER, WRONG_KEY,
-    Tries, case, go, refusal, say, the_only_request, usage,
-)  # fmt: skip
+    CUT,
+    FAST,
+    GONE,
+    KEY,
+    MOST_RETRIES,
+    NO_MODEL,
+    PLAN,
+    SLOW,
+    UNLOADABLE,
+    URL,
+    WEATHER,
+    WRONG_KEY,
+    Tries,
+    case,
+    go,
+    refusal,
+    say,
+    the_only_request,
+    usage,
+)
 
 client = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
 chat = client.chat.completions.create
@@ -44,7 +60,10 @@ def completion() -> dict[str, Any]:
 @case
 def completion_stream() -> dict[str, Any]:
     chunks = list(client.completions.create(model=FAST, prompt="p q", max_tokens=3, stream=True))
-    return {"text": "".join(c.choices[0].text for c in chunks), "usages": sum(c.usage is not None for c in chunks)}
+    return {
+        "text": "".join(c.choices[0].text for c in chunks),
+        "usages": sum(c.usage is not None for c in chunks),
+    }
 
 
 @case
@@ -57,14 +76,20 @@ def chat_whole() -> dict[str, Any]:
 @case
 def chat_parts() -> dict[str, Any]:
     parts = [{"type": "text", "text": "red"}, {"type": "text", "text": "green"}]
-    messages: Any = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts, "name": "ann"}]
+    messages: Any = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts, "name": "ann"},
+    ]
     answer = chat(
         model=FAST, messages=messages, max_completion_tokens=2, n=2, temperature=0.2, top_p=0.9, seed=7,
         stop=["never"], logit_bias={"50": -1}, user="u-1", metadata={"a": "b"}, store=False,
         presence_penalty=0.1, frequency_penalty=0.1, logprobs=True, top_logprobs=2,
         extra_body={"top_k": 5},
     )  # fmt: skip
-    return {"texts": [c.message.content for c in answer.choices], "logprobs": answer.choices[0].logprobs is not None}
+    return {
+        "texts": [c.message.content for c in answer.choices],
+        "logprobs": answer.choices[0].logprobs is not None,
+    }
 
 
 @case
@@ -140,7 +165,9 @@ def json_object() -> dict[str, Any]:
 def many_at_once() -> dict[str, Any]:
     async def one(many: openai.AsyncOpenAI, i: int) -> bool:
         words = f"caller {i} says"
-        answer = await many.chat.completions.create(model=FAST, messages=say(words), max_tokens=6, stream=True)
+        answer = await many.chat.completions.create(
+            model=FAST, messages=say(words), max_tokens=6, stream=True
+        )
         text = [c.choices[0].delta.content or "" async for c in answer]
         return "".join(text) == f"{words} {words}"
 

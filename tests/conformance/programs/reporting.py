@@ -49,7 +49,7 @@ def go() -> None:
     for name, function in _cases.items():
         try:
             line: dict[str, Any] = {"case": name, "saw": function()}
-        except Exception:  # noqa: BLE001 - it is what the driver reports
+        except Exception:
             line = {"case": name, "raised": traceback.format_exc()}
         print(json.dumps(line), flush=True)
 
@@ -64,11 +64,11 @@ def usage(of: Any) -> list[int]:
 
 
 def refusal(function: Callable[[], Any], *errors: type[Exception]) -> dict[str, Any]:
-    """The error that a call ends with, as the client shows it; by the class that its users would catch, not by
+    """The error that a call ends with (OpenAI's, or `errors`), by the class that users would catch: not by
     what a library on top has derived from that."""
     try:
         function()
-    except errors or (openai.OpenAIError,) as error:
+    except (openai.OpenAIError, *errors) as error:
         return {
             "error": next(c.__name__ for c in type(error).__mro__ if c.__module__.startswith(CATCHABLE)),
             "status": getattr(error, "status_code", None),
@@ -93,7 +93,7 @@ def the_only_request() -> Iterator[Callable[[], None]]:
 
 
 class Tries:
-    """A hook for HTTP clients: the status of each try and when it came; `refused` is called at the first 429."""
+    """A hook for HTTP clients: the status of each try and when it came; `refused` is called at a 429."""
 
     def __init__(self, refused: Callable[[], None] = lambda: None) -> None:
         self.statuses: list[int] = []
@@ -107,7 +107,7 @@ class Tries:
             self._refused()
 
     def saw(self) -> dict[str, Any]:
-        """The ends of the row of statuses, and whether each try came a second (Retry-After) after the last."""
+        """First and last status, and whether each try came a second (Retry-After) after the last."""
         pauses = [b - a for a, b in zip(self._times, self._times[1:], strict=False)]
         return {
             "first": self.statuses[0],
