@@ -18,7 +18,7 @@ from tests.journeys.cluster import Cluster
 
 PROGRAMS = Path(__file__).parent / "programs"
 PROGRAM = {"openai2": "openai_python.py", "openai3": "openai_python.py"}
-SECONDS = 120
+SECONDS = 400
 """For a broken build; nothing is timed here."""
 
 Lines = dict[str, dict[str, Any]]
@@ -91,3 +91,18 @@ def test_a_client_sees_what_its_users_expect(client, case, needs, request):
         running = request.getfixturevalue("running")
         assert running.job_ended(saw.pop("job"))["status"] == "cancelled"
     assert saw == CLIENTS[client][case]
+
+
+def test_whoever_left_or_gave_up_holds_no_slot(request):
+    """After all of them: streams that were left, requests that timed out, and those that were refused."""
+    if all(environments.missing(name) for name in CLIENTS):
+        pytest.skip("no client can be run here")
+    request.getfixturevalue("seen")
+    running = request.getfixturevalue("running")
+    running.until(lambda: running.slots_held() == 0, "no slot is held", 15)
+    left = [
+        job["id"]
+        for state in ("pending", "running")
+        for job in running.get(f"/jobs?state={state}").json()["data"]
+    ]
+    assert not left

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.journeys.cluster import Cluster
@@ -54,7 +55,7 @@ def furnish(cluster: Cluster) -> None:
     cluster.until(lambda: cluster.serves("leaving", GONE), "the node that will leave is there", 60, leaving)
     leaving.stop()
     for name in (FAST, SLOW, CUT):
-        cluster.until(lambda name=name: cluster.serves("staying", name), f"{name} is served", 60)
+        cluster.until(partial(cluster.serves, "staying", name), f"{name} is served", 60)
 
 
 def plan(cluster: Cluster, client: str) -> dict[str, str]:
