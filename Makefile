@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-engine clean distclean bench-flood bench-keys
+.PHONY: help demo smoke up test test-vllm conformance lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
@@ -37,13 +37,18 @@ up: ## the coordinator alone, in production mode, from the environment
 
 test: ## unit and journey tests on SQLite, then the database's part on PostgreSQL
 	$(DEV_ENV)
-	$(PY) -m pytest -m "not vllm" $(ARGS)
+	$(PY) -m pytest -m "not vllm" --ignore=tests/conformance $(ARGS)
 	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(POSTGRES_TESTS) $(ARGS)
 
 test-vllm: ## the journey on real vLLM (minutes)
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
 	$(PY) -m pytest -m vllm $(ARGS)
+
+conformance: ## OpenAI's own clients, LangChain, LiteLLM and schemathesis against a cluster, each as installed
+	$(DEV_ENV)
+	@$(PY) -m tests.conformance.environments
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest tests/conformance $(ARGS)
 
 lint: ## ruff and mypy
 	$(DEV_ENV)
@@ -90,6 +95,10 @@ lock: ## pin our packages anew
 	$(DEV_ENV)
 	@scripts/uv pip compile -q --universal --python-version 3.11 --no-header -o requirements/server.lock pyproject.toml
 	@scripts/uv pip compile -q --universal --python-version 3.11 --no-header --extra dev -o requirements/dev.lock pyproject.toml
+
+lock-clients: ## pin the clients of `make conformance` anew
+	$(DEV_ENV)
+	@requirements/lock-clients.sh $(CURDIR)/scripts/uv
 
 lock-engine: ## pin the engine's packages anew
 	$(DEV_ENV)

@@ -96,6 +96,7 @@ class Request:
         self.include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         self.logprobs = bool(body.get("logprobs"))
         self.tool = self._tool(body)
+        self.document = self._document(body)
         asked = body.get("max_completion_tokens") or body.get("max_tokens") or (None if chat else 16)
         longest = self.prompt_tokens if chat else max(map(len, self.prompts))
         room = engine.args.max_model_len - longest
@@ -107,7 +108,9 @@ class Request:
         stops = {stop} if isinstance(stop, str) else set(stop)
         if stops and (end := [i for i in range(1, most) if self.words[i % len(self.words)] in stops]):
             most, self.finish = end[0], "stop"
-        self.total = 1 if self.tool else most
+        self.total = 1 if self.tool or self.document else most
+        if self.document:
+            self.finish = "stop"
         self.made = 0
         self.begun = False
         self.gone = False
@@ -144,6 +147,16 @@ class Request:
         tools = body.get("tools")
         return tools[0]["function"]["name"] if tools and body.get("tool_choice", "auto") != "none" else None
 
+    def _document(self, body: dict[str, Any]) -> str:
+        """The answer where JSON is asked for: the prompt in each text of the schema, 1 for each integer."""
+        form = body.get("response_format") or {}
+        if form.get("type") not in {"json_object", "json_schema"}:
+            return ""
+        echo = " ".join(self.words)
+        schema = (form.get("json_schema") or {}).get("schema") or {"properties": {"echo": {"type": "string"}}}
+        values: dict[str, Any] = {"string": echo, "integer": 1, "number": 1.5, "boolean": True, "array": []}
+        return json.dumps({n: values.get(part.get("type")) for n, part in schema["properties"].items()})
+
     # -- one token -------------------------------------------------------------------------------------
     def step(self) -> bool:
         """Make one token for each choice; True once the request has ended."""
@@ -179,6 +192,8 @@ class Request:
         return last
 
     def _token(self, index: int, position: int) -> str:
+        if self.document:
+            return self.document
         words = self.prompts[index // self.n]
         word = words[position % len(words)]
         if position == 0:

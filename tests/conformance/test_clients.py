@@ -1,0 +1,108 @@
+"""Each client goes through its cases against one cluster; a test for each case of each client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance import environments, world
+from tests.conformance.expected import CLIENTS
+from tests.journeys.cluster import Cluster
+
+PROGRAMS = Path(__file__).parent / "programs"
+PROGRAM = {"openai2": "openai_python.py", "openai3": "openai_python.py"}
+SECONDS = 400
+"""For a broken build; nothing is timed here."""
+
+Lines = dict[str, dict[str, Any]]
+
+
+def command(client: str) -> list[str]:
+    """How a client's program is started."""
+    folder = environments.folder_of(client)
+    if client == environments.NODE:
+        return ["node", str(environments.NODE_SOURCE / "client.mjs"), str(folder)]
+    return [str(folder / "bin" / "python"), str(PROGRAMS / PROGRAM.get(client, f"{client}_client.py"))]
+
+
+def run(client: str, plan: dict[str, str], log: Path) -> Lines:
+    """One client through all its cases: what it printed, by case."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(log.parent),
+        "LITELLM_LOCAL_MODEL_COST_MAP": "1",
+    }
+    with log.open("w") as errors:
+        done = subprocess.run(
+            command(client), input=json.dumps(plan), stdout=subprocess.PIPE, stderr=errors, text=True,
+            timeout=SECONDS, env=environment, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, log.read_text()[-4000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
+    return {line["case"]: line for line in lines}
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("conformance")
+    with Cluster(folder) as cluster:
+        world.furnish(cluster)
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def seen(running: Cluster, request: pytest.FixtureRequest) -> dict[str, Lines | Exception]:
+    """What every client that can be run here has seen; all of them run at the same time."""
+    items: list[Any] = [item for item in request.session.items if item.path == Path(__file__)]
+    chosen = {item.callspec.params["client"] for item in items if hasattr(item, "callspec")}
+    names = [name for name in CLIENTS if name in chosen and not environments.missing(name)]
+    plans = {name: world.plan(running, name) for name in names}
+
+    def each(name: str) -> Lines | Exception:
+        try:
+            return run(name, plans[name], running.folder / f"{name}.log")
+        except (AssertionError, subprocess.TimeoutExpired) as e:
+            return e
+
+    with ThreadPoolExecutor(len(names) or 1) as pool:
+        return dict(zip(names, pool.map(each, names), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("client", "case"), [(client, case) for client, cases in CLIENTS.items() for case in cases]
+)
+def test_a_client_sees_what_its_users_expect(client, case, needs, request):
+    needs(client)
+    lines = request.getfixturevalue("seen")[client]
+    if isinstance(lines, Exception):
+        raise lines
+    assert case in lines, f"{client} has no such case, or ended before it"
+    line = lines[case]
+    assert "raised" not in line, line["raised"]
+    saw = line["saw"]
+    if case == "disconnect":
+        running = request.getfixturevalue("running")
+        assert running.job_ended(saw.pop("job"))["status"] == "cancelled"
+    assert saw == CLIENTS[client][case]
+
+
+def test_whoever_left_or_gave_up_holds_no_slot(request):
+    """After all of them: streams that were left, requests that timed out, and those that were refused."""
+    if all(environments.missing(name) for name in CLIENTS):
+        pytest.skip("no client can be run here")
+    request.getfixturevalue("seen")
+    running = request.getfixturevalue("running")
+    running.until(lambda: running.slots_held() == 0, "no slot is held", 15)
+    left = [
+        job["id"]
+        for state in ("pending", "running")
+        for job in running.get(f"/jobs?state={state}").json()["data"]
+    ]
+    assert not left
