@@ -37,7 +37,7 @@ def read(client: openai.OpenAI, file_id: str) -> dict[str, Any]:
 
 
 def test_a_file_of_requests_becomes_a_file_of_answers(cluster, client):
-    asked = [line(f"q{n}", f"word{n} other") for n in range(100)]
+    asked = [line(f"q{n}", f"word{n} other") for n in range(40)]
     asked += [line("hot", "x", temperature=9), line("long", "x", max_tokens=1_000_000)]
     file = client.files.create(file=("asked.jsonl", b"".join(asked)), purpose="batch")
     assert (file.filename, file.bytes, file.purpose) == ("asked.jsonl", sum(map(len, asked)), "batch")
@@ -50,19 +50,19 @@ def test_a_file_of_requests_becomes_a_file_of_answers(cluster, client):
     done = ended(cluster, client, batch.id)
     assert done.status == "completed", done
     counts = done.request_counts
-    assert (counts.total, counts.completed, counts.failed) == (102, 100, 2)
+    assert (counts.total, counts.completed, counts.failed) == (42, 40, 2)
     answers = read(client, done.output_file_id)
-    assert answers.keys() == {f"q{n}" for n in range(100)}
-    for n in range(100):
+    assert answers.keys() == {f"q{n}" for n in range(40)}
+    for n in range(40):
         response = answers[f"q{n}"]["response"]
         assert (response["status_code"], answers[f"q{n}"]["error"]) == (200, None)
         assert response["body"]["choices"][0]["message"]["content"] == f"word{n} other"
-    assert done.usage.total_tokens == 100 * 4
+    assert done.usage.total_tokens == 40 * 4
     refused = read(client, done.error_file_id)
     hot, long = refused["hot"], refused["long"]
-    assert (hot["line"], hot["response"]["status_code"]) == (101, 400)
+    assert (hot["line"], hot["response"]["status_code"]) == (41, 400)
     assert hot["response"]["body"]["error"]["param"] == "temperature"
-    assert (long["line"], long["response"]["body"]["error"]["code"]) == (102, "context_length_exceeded")
+    assert (long["line"], long["response"]["body"]["error"]["code"]) == (42, "rejected_by_engine")
     assert [b.id for b in client.batches.list(limit=1)] == [batch.id]
     for name in (file.id, done.output_file_id, done.error_file_id):
         assert client.files.delete(name).deleted
@@ -93,7 +93,7 @@ def test_a_batch_is_cancelled_and_keeps_what_was_answered(bare: Cluster):
             return bool(counts and counts.completed)
 
         bare.until(one_is_answered, "one is answered", 20)
-        with pytest.raises(openai.BadRequestError, match="open|reads"):
+        with pytest.raises(openai.BadRequestError, match="has not ended reads"):
             client.files.delete(file.id)
         assert client.batches.cancel(batch.id).status in {"cancelling", "cancelled"}
         done = ended(bare, client, batch.id)
