@@ -32,7 +32,7 @@ async def caller(name: str = "ann", **how: Any) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
-async def upload(client: httpx.AsyncClient, headers: dict[str, str], data: bytes = LINE, **form: str) -> Any:
+async def upload(client: httpx.AsyncClient, headers: dict[str, str], data: bytes = LINE, **form: Any) -> Any:
     form = {"purpose": "batch", **form}
     return await client.post("/v1/files", files={"file": ("in.jsonl", data)}, data=form, headers=headers)
 
@@ -162,7 +162,7 @@ async def test_a_key_with_enough_files_stores_no_more(serve, settings):
 async def test_a_file_may_be_kept_for_less_and_is_gone_then(serve):
     ann = await caller()
     client = await serve()
-    more = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    more: dict[str, Any] = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     file = (await upload(client, ann, **more)).json()
     assert file["expires_at"] - file["created_at"] == 3600
     await StoredFile.objects.aupdate(expires_at="2000-01-01T00:00:00Z")
