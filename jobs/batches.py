@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 PRIORITY: Final = -50
 """Behind everything else that waits, so that batches have what is idle."""
 _MOST_PROBLEMS = 100
+_BATCHES_IN_FULL = 4  # with more of them open, each has less under way: the queues are everybody's
 _LINES_A_TURN = 2000
 _BYTES_A_TURN = 32 * 1024 * 1024
 _S = BatchStatus
@@ -131,10 +132,11 @@ async def turn() -> dict[str, int]:
     found = await sync_to_async(_open)()
     if not found:
         return done
+    share = max(1, _BATCHES_IN_FULL * settings.BATCH_UNDER_WAY // len(found))
     async with piped() as pipe:
         for batch in found:
             try:
-                await _advance(batch, Board(pipe), pipe, done)
+                await _advance(batch, share, Board(pipe), pipe, done)
             except _Moved:
                 continue  # whoever moved it goes on with it
             except (DatabaseError, InterfaceError, redis.RedisError):
@@ -148,14 +150,14 @@ def _open() -> list[Batch]:
     return list(Batch.objects.exclude(status__in=BATCH_ENDS).order_by("id"))
 
 
-async def _advance(batch: Batch, board: Board, pipe: Pipe, done: dict[str, int]) -> None:
+async def _advance(batch: Batch, share: int, board: Board, pipe: Pipe, done: dict[str, int]) -> None:
     if batch.status == _S.VALIDATING:
         await sync_to_async(_validate)(batch)
     if batch.status == _S.IN_PROGRESS:
         done["answered"] += await sync_to_async(_collect)(batch)
         await sync_to_async(_look_at_the_clock)(batch)
     if batch.status == _S.IN_PROGRESS:
-        jobs = await sync_to_async(_send)(batch)
+        jobs = await sync_to_async(_send)(batch, share)
         for job in jobs:
             await sync_to_async(asynchronous.queue)(job)
         done["sent"] += len(jobs)
@@ -218,9 +220,10 @@ def _look_at_the_clock(batch: Batch) -> None:
         _step(batch, status=_S.FINALIZING, ends_as=_S.EXPIRED, finalizing_at=now)
 
 
-def _send(batch: Batch) -> list[Job]:
-    """Make jobs of the next lines, as many as there is room for. They are still to be queued."""
-    room = settings.BATCH_UNDER_WAY - batch.lines.count()
+def _send(batch: Batch, share: int) -> list[Job]:
+    """Make jobs of the next lines, as many as there is room for; `share` of all that may be under way. They
+    are still to be queued."""
+    room = min(settings.BATCH_UNDER_WAY, share) - batch.lines.count()
     key = batch.key_id
     if room <= 0 or key is None or not _rules[0].may_spend(key):
         return []

@@ -139,6 +139,15 @@ def test_only_so_many_lines_are_under_way(key, settings):
     assert read(batch.output_file).keys() == set("01234")
 
 
+def test_many_batches_share_what_may_be_under_way(key, settings):
+    settings.BATCH_UNDER_WAY = 2
+    for n in range(6):
+        last = begun(key, *(line(f"{n}-{k}") for k in range(3)))
+    turn(last)
+    turn(last)
+    assert [b.lines.count() for b in Batch.objects.all()] == [1] * 6
+
+
 def test_lines_run_behind_everything_else(key):
     turn(begun(key, line("a")))
     assert Job.objects.get().priority == batches.PRIORITY < 0
@@ -203,9 +212,9 @@ def test_two_turns_from_the_same_reading_send_once(key):
     batch = begun(key, line("a"), line("b"))
     batches._validate(batch)
     one, two = (Batch.objects.get(pk=batch.pk) for _ in range(2))
-    assert len(batches._send(one)) == 2
+    assert len(batches._send(one, 64)) == 2
     with pytest.raises(batches._Moved):
-        batches._send(two)
+        batches._send(two, 64)
     assert Job.objects.count() == BatchLine.objects.count() == 2
 
 
