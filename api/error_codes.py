@@ -99,8 +99,32 @@ TABLE: Final[tuple[Code, ...]] = (
     ),
     Code(
         "unsupported_media_type", 415, INVALID,
-        "`Content-Type` names something other than JSON, or `Content-Encoding` a compression.",
-        "Send `Content-Type: application/json`, uncompressed.",
+        "`Content-Type` names something other than JSON (other than a form, for a file), or "
+        "`Content-Encoding` a compression.",
+        "Send `Content-Type: application/json`, uncompressed; files as `multipart/form-data`.",
+    ),
+    Code(
+        "file_too_large", 413, INVALID,
+        "The file is larger than `GPUTORRENT_FILE_BYTES` (100 MiB).",
+        "Split it into several batches.",
+        param="file",
+    ),
+    Code(
+        "file_storage_full", 400, INVALID,
+        "The files of the key, results included, are together larger than `GPUTORRENT_FILES_PER_KEY_BYTES` "
+        "(1 GiB).",
+        "Delete files that are done with.",
+        param="file",
+    ),
+    Code(
+        "file_in_use", 400, INVALID,
+        "A batch that has not ended reads the file.",
+        "Cancel the batch, or wait for its end.",
+    ),
+    Code(
+        "batch_has_ended", 400, INVALID,
+        "The batch has ended, or is about to: there is nothing to cancel.",
+        "Nothing.",
     ),
     # -- who asks, and what for -----------------------------------------------------------------------
     Code(
@@ -123,6 +147,16 @@ TABLE: Final[tuple[Code, ...]] = (
         "job_not_found", 404, INVALID,
         "There is no such job, it is not yours, or its record has expired.",
         "Check the id.",
+    ),
+    Code(
+        "file_not_found", 404, INVALID,
+        "There is no such file, it is not yours, or its time is over.",
+        "Check the id; `GET /v1/files` lists what there is.",
+    ),
+    Code(
+        "batch_not_found", 404, INVALID,
+        "There is no such batch, it is not yours, or its record has expired.",
+        "Check the id; `GET /v1/batches` lists what there is.",
     ),
     Code(
         "node_not_found", 404, INVALID,
@@ -179,6 +213,12 @@ TABLE: Final[tuple[Code, ...]] = (
         "insufficient_quota", 429, "insufficient_quota",
         "The key's budget of tokens for the day or the month is used up.",
         "Wait for the next day or month (UTC), or ask the operator for more.",
+    ),
+    Code(
+        "too_many_batches", 429, "rate_limit_error",
+        "The key has `GPUTORRENT_BATCHES_PER_KEY` (10) batches that have not ended.",
+        "Wait until one has ended, or cancel one.",
+        retry=False,
     ),
     Code(
         "queue_full", 429, "rate_limit_error",
@@ -271,6 +311,12 @@ def document() -> str:
         "*Clients retry*: the official clients repeat 429 and 5xx twice by themselves, after `Retry-After` "
         "seconds where the answer says so. *No* means that the answer forbids it (`x-should-retry: false`), "
         "`-` that they do not repeat such a status.",
+        "",
+        "A batch that could not begin says why in its `errors`, with the line and one of `invalid_json`, "
+        "`invalid_value`, `missing_required_parameter`, `duplicate_custom_id`, `too_many_lines`, "
+        "`empty_file`, `invalid_api_key`. A line of its error file has the status and the body that the "
+        "request would have been answered with, or `error` with one of `batch_expired`, `batch_cancelled`, "
+        "`result_dropped` if there was no answer.",
         "",
         "| code | status | type | when | what to do | clients retry |",
         "|---|---|---|---|---|---|",

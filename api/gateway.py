@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 STATE = "gateway"
 _START_SECONDS = 15.0
+_UPLOADS_AT_ONCE = 2  # each holds one of the ledger's few threads for as long as it is stored
 
 
 class Gateway:
@@ -38,6 +39,7 @@ class Gateway:
         self.keys = KeyRing()
         self.exposition = Exposition(self.dispatcher)
         self.readiness = Readiness(self.dispatcher)
+        self.uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self.limiter = Limiter(self.dispatcher.pipe, self.dispatcher.mailbox.web)
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None

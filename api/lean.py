@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings
 
@@ -19,6 +19,8 @@ from gputorrent import background
 
 log = logging.getLogger(__name__)
 
+FILES: Final = "/v1/files"
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -29,16 +31,30 @@ def takes(scope: Scope) -> bool:
     return bool(settings.LEAN_DOOR) and scope["method"] == "POST" and scope["path"] in SCHEMAS
 
 
+async def turned_away(scope: Scope, send: Send) -> bool:
+    """Answer a stranger who sends a file, before Django reads it onto the disk. False for everyone else."""
+    if scope["method"] != "POST" or scope["path"] != FILES:
+        return False
+    refused = _stranger(scope)
+    if refused is not None:
+        await _send_whole(send, refused)
+    return refused is not None
+
+
+def _stranger(scope: Scope) -> Answer | None:
+    try:
+        return stranger(gateway.of(scope), scope["path"], dict(scope["headers"]))
+    except Exception as e:  # noqa: BLE001 - the caller gets our shape, the log the traceback
+        return _failure(scope, e)
+
+
 class _Left(Exception):
     """The caller closed the connection."""
 
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request. A caller who leaves cancels the work."""
-    try:
-        refused = stranger(gateway.of(scope), scope["path"], dict(scope["headers"]))
-    except Exception as e:  # noqa: BLE001 - the caller gets our shape, the log the traceback
-        refused = _failure(scope, e)
+    refused = _stranger(scope)
     if refused is not None:
         await _send_whole(send, refused)
         return

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from django.conf import settings
@@ -22,6 +22,8 @@ from api.tokens import Detokenize, Tokenize
 from jobs import prompt
 from jobs.interactive import Request
 from worker_agent.contract import MODEL_NAME
+
+T = TypeVar("T")
 
 DEEPEST: Final = 64
 """How deep lists and objects may lie in each other. Programs that walk a schema do so by recursion."""
@@ -79,10 +81,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     fields = _fields(body)
     if unknown := fields.keys() - schema.known:
         _check_unknown(unknown, fields)
-    try:
-        wanted = msgspec.convert(fields, schema.type, str_keys=True)
-    except msgspec.ValidationError as e:
-        raise _refused(str(e)) from None
+    wanted = _converted(fields, schema.type)
     if _deeper_than(DEEPEST, fields):
         raise ApiError("nested_too_deeply", f"The body is nested deeper than {DEEPEST} levels.")
     schema.check(wanted)
@@ -113,6 +112,18 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
         prompts=_prompts(fields.get("prompt")),
     )
     return replace(request, prefix=_prefix(wanted, fields, request.tenant)) if settings.AFFINITY else request
+
+
+def convert(body: bytes, kind: type[T]) -> T:
+    """Any other body by its type. Raises `ApiError` 400 naming the parameter."""
+    return _converted(_fields(body), kind)
+
+
+def _converted(fields: dict[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(fields, kind, str_keys=True)
+    except msgspec.ValidationError as e:
+        raise _refused(str(e)) from None
 
 
 def _tokens(wanted: Sampling, fields: dict[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from api import jobs, metrics, usage_view, views
+from api import batches, files, jobs, metrics, usage_view, views
 from api.openapi import views as openapi
 from nodes.steering import MODEL_VERBS, NODE_VERBS
 
@@ -16,6 +16,12 @@ urlpatterns = [
     path("detokenize", views.CompletionView.as_view()),
     path("v1/models", views.ModelsView.as_view()),
     path("v1/models/<path:model>", views.ModelView.as_view()),
+    path("v1/files", files.FilesView.as_view()),
+    path("v1/files/<str:file>", files.FileView.as_view()),
+    path("v1/files/<str:file>/content", files.FileContentView.as_view()),
+    path("v1/batches", batches.BatchesView.as_view()),
+    path("v1/batches/<str:batch>", batches.BatchView.as_view()),
+    path("v1/batches/<str:batch>/cancel", batches.BatchCancelView.as_view()),
     path("jobs", jobs.JobsView.as_view()),
     path("jobs/<str:job>", jobs.JobView.as_view()),
     path("v1/usage", usage_view.UsageView.as_view()),

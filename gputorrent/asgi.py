@@ -40,7 +40,7 @@ _websocket = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket
 async def _http(scope: Scope, receive: Receive, send: Send) -> None:
     if lean.takes(scope):
         await lean.serve(scope, receive, send)
-    else:
+    elif not await lean.turned_away(scope, send):
         await django_application(scope, receive, send)  # type: ignore[arg-type]
 
 

@@ -13,11 +13,13 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Refuse = Callable[[Send, int], Awaitable[None]]
 
-_RESULTS = "/nodes/report"
+_RESULTS, _FILES = "/nodes/report", "/v1/files"
+_FORM_BYTES = 64 * 1024  # what a form has around its file
 
 
 class BodyLimit:
-    """ASGI middleware. An agent's report may carry a result, so it has a limit of its own.
+    """ASGI middleware. An agent's report may carry a result, and a form a file, so they have limits of
+    their own.
 
     `refuse` answers that a body is larger than so many bytes.
     """
@@ -27,7 +29,7 @@ class BodyLimit:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limit = settings.MAX_RESULT_BYTES if scope["path"] == _RESULTS else settings.MAX_BODY_BYTES
+        limit = _limit(scope["path"])
         declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
         if declared.isdigit() and int(declared) > limit:
             await self._refuse(send, limit)
@@ -53,3 +55,11 @@ class BodyLimit:
         await self._app(scope, counted, watched)
         if seen > limit and not started:
             await self._refuse(send, limit)
+
+
+def _limit(path: str) -> int:
+    if path == _RESULTS:
+        return int(settings.MAX_RESULT_BYTES)
+    if path == _FILES:
+        return max(int(settings.FILE_BYTES), int(settings.MAX_BODY_BYTES)) + _FORM_BYTES
+    return int(settings.MAX_BODY_BYTES)

@@ -270,6 +270,20 @@ RESULT_READ_SECONDS = _number("GPUTORRENT_RESULT_READ_SECONDS", 300, 0)
 IDEMPOTENCY_SECONDS = _number("GPUTORRENT_IDEMPOTENCY_SECONDS", 86400, 1)
 """How long an `Idempotency-Key` stands for the job it was first sent with."""
 
+FILE_BYTES = int(_number("GPUTORRENT_FILE_BYTES", 100 * 1024 * 1024, 1))
+"""The largest file that `POST /v1/files` takes."""
+FILES_PER_KEY_BYTES = int(_number("GPUTORRENT_FILES_PER_KEY_BYTES", 1024 * 1024 * 1024, 1))
+"""With more than this in its files, results of batches included, a key may store no other."""
+FILE_TTL_SECONDS = _number("GPUTORRENT_FILE_TTL_SECONDS", 7 * 86400, 1)
+"""How long files and ended batches are kept."""
+BATCH_WINDOW_SECONDS = _number("GPUTORRENT_BATCH_WINDOW_SECONDS", 86400, 1)
+"""What a batch's `completion_window` of 24h lasts."""
+BATCH_LINES = int(_number("GPUTORRENT_BATCH_LINES", 50_000, 1))
+BATCH_UNDER_WAY = int(_number("GPUTORRENT_BATCH_UNDER_WAY", 64, 1))
+"""How many requests of one batch are jobs at a time: the rest waits in its file, not in a queue."""
+BATCHES_PER_KEY = int(_number("GPUTORRENT_BATCHES_PER_KEY", 10, 1))
+"""How many batches of one key may be open."""
+
 ALLOW_URLS = _flag("GPUTORRENT_ALLOW_URLS", False)
 """Whether callers may name images, sounds and videos by http and https URLs, which nodes then fetch."""
 EXTRA_PARAMETERS = frozenset(_list("GPUTORRENT_EXTRA_PARAMETERS"))

@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from jobs.models import Attempt, Job
+from jobs.models import Attempt, Batch, Job
 from nodes.admin import ReadOnly
 
 
@@ -69,3 +69,21 @@ class JobAdmin(ReadOnly):
         if not job.finished_at:
             return "-"
         return f"{(job.finished_at - job.created_at).total_seconds() * 1000:.0f}"
+
+
+@admin.register(Batch)
+class BatchAdmin(ReadOnly):
+    list_display = [
+        "id",
+        "created_at",
+        "status",
+        "key",
+        "endpoint",
+        "total",
+        "completed",
+        "failed",
+        "expires_at",
+    ]
+    list_filter = ["status"]
+    search_fields = ["id", "key__name"]
+    list_select_related = ["key"]

@@ -125,3 +125,117 @@ class Submission(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class StoredFile(models.Model):
+    """A file under ``/v1/files``: in the database, since every web process and the jobworker must reach it,
+    in pieces (`FileChunk`), since nobody should hold it whole. Written by `jobs.files`."""
+
+    id = models.CharField(primary_key=True, max_length=40, editable=False)
+    key = models.ForeignKey(
+        "api.ApiKey", null=True, on_delete=models.SET_NULL, db_constraint=False, related_name="files"
+    )
+    filename = models.CharField(max_length=255)
+    purpose = models.CharField(max_length=20)
+    size = models.PositiveBigIntegerField("bytes", default=0)
+    complete = models.BooleanField(default=False, help_text="nothing more is added; seen by its owner")
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["key", "-id"]), models.Index(fields=["expires_at"])]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class FileChunk(models.Model):
+    """A piece of a file: the bytes from `start` on."""
+
+    file = models.ForeignKey(StoredFile, on_delete=models.CASCADE, related_name="chunks")
+    start = models.PositiveBigIntegerField()
+    data = models.BinaryField()
+
+    class Meta:
+        ordering = ["file", "start"]
+        constraints = [models.UniqueConstraint(fields=["file", "start"], name="one_chunk_per_place")]
+
+    def __str__(self) -> str:
+        return f"{self.file_id} from {self.start}"
+
+
+class BatchStatus(models.TextChoices):
+    VALIDATING = "validating", "validating"
+    IN_PROGRESS = "in_progress", "in progress"
+    FINALIZING = "finalizing", "finalizing"
+    COMPLETED = "completed", "completed"
+    FAILED = "failed", "failed"
+    EXPIRED = "expired", "expired"
+    CANCELLING = "cancelling", "cancelling"
+    CANCELLED = "cancelled", "cancelled"
+
+
+BATCH_ENDS = frozenset(
+    {BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}
+)
+
+
+class Batch(models.Model):
+    """A file of requests, worked off one after another. `status` is written by `jobs.batches` alone."""
+
+    id = models.CharField(primary_key=True, max_length=40, editable=False)
+    key = models.ForeignKey(
+        "api.ApiKey", null=True, on_delete=models.SET_NULL, db_constraint=False, related_name="batches"
+    )
+    status = models.CharField(max_length=12, choices=BatchStatus.choices, default=BatchStatus.VALIDATING)
+    # What it is to become when the last line has its answer.
+    ends_as = models.CharField(max_length=12, blank=True, editable=False)
+    version = models.PositiveIntegerField(default=1, editable=False)
+    endpoint = models.CharField(max_length=60)
+    # Ids only: a batch is still shown when its files are gone.
+    input_file = models.CharField(max_length=40)
+    output_file = models.CharField(max_length=40, blank=True)
+    error_file = models.CharField(max_length=40, blank=True)
+    metadata = models.JSONField(default=dict, blank=True)
+    errors = models.JSONField(default=list, blank=True)
+
+    # How far the input has been read: bytes, and lines with empty ones.
+    read_bytes = models.PositiveBigIntegerField(default=0, editable=False)
+    read_lines = models.PositiveIntegerField(default=0, editable=False)
+    total = models.PositiveIntegerField(default=0)
+    completed = models.PositiveIntegerField(default=0)
+    failed = models.PositiveIntegerField(default=0)
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+    in_progress_at = models.DateTimeField(null=True, blank=True)
+    finalizing_at = models.DateTimeField(null=True, blank=True)
+    cancelling_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "batches"
+        indexes = [models.Index(fields=["key", "-id"]), models.Index(fields=["status", "id"])]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class BatchLine(models.Model):
+    """A line of a batch's input that is under way: gone when its answer is in a file."""
+
+    batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="lines")
+    number = models.PositiveIntegerField(help_text="counted from 1")
+    custom_id = models.CharField(max_length=512)
+    job_id = models.CharField(max_length=32)
+
+    class Meta:
+        ordering = ["batch", "number"]
+        constraints = [models.UniqueConstraint(fields=["batch", "number"], name="each_line_once")]
+
+    def __str__(self) -> str:
+        return f"line {self.number} of {self.batch_id}"

@@ -24,7 +24,8 @@ from rq.job import Job as Task
 from rq.job import JobStatus
 
 from gputorrent.redis import blocking
-from jobs import asynchronous, pruning, retention, sweeping
+from jobs import asynchronous, files, pruning, retention, sweeping
+from jobs import batches as batch_turns
 from nodes import registry, samples
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ QUEUES = ("maintenance", "routing")
 """Served in turn: neither does a flood of jobs delay the sweep for long, nor a slow sweep the jobs."""
 _RETRY_SECONDS = [1, 2, 4, 8, 15, 30]
 _TIDY_EVERY = 12  # sweeps
+_BATCHES_EVERY = 1.0  # seconds; with so many of a batch's jobs under way, this bounds how fast it can be
 
 
 def queue(name: str) -> Queue:
@@ -60,11 +62,16 @@ def enqueue_routing(job_id: str, attempts: int, delay_seconds: float = 0.0) -> N
 
 
 def enqueue_periodic() -> None:
-    """Queue the sweep if it is due, and now and then the tidying. Raises `redis.RedisError`.
+    """Queue the sweep and the batches' turn if they are due, and now and then the tidying. Raises
+    `redis.RedisError`.
 
     However many workers ask, there is one of each at a time.
     """
-    for task, seconds in ((sweep, settings.SWEEP_SECONDS), (tidy, _TIDY_EVERY * settings.SWEEP_SECONDS)):
+    for task, seconds in (
+        (sweep, settings.SWEEP_SECONDS),
+        (tidy, _TIDY_EVERY * settings.SWEEP_SECONDS),
+        (batches, min(_BATCHES_EVERY, settings.SWEEP_SECONDS)),
+    ):
         name = task.__name__
         # A little less, so that the next tick of the same clock is not just too early.
         if blocking().set(f"gt:due:{name}", "1", nx=True, px=max(1, int(seconds * 900))):
@@ -157,7 +164,13 @@ def sweep() -> dict[str, int]:
 def tidy() -> dict[str, int]:
     """What is too old, roll-ups of the nodes' figures, left-over keys."""
     samples.thin()
-    return _said("tidy", {"expired": retention.tidy(), "left_over": async_to_sync(pruning.clear)()})
+    done = {"expired": retention.tidy(), "files": files.tidy(), "left_over": async_to_sync(pruning.clear)()}
+    return _said("tidy", done)
+
+
+def batches() -> dict[str, int]:
+    """Send on lines of the open batches, and take in their answers."""
+    return _said("batches", async_to_sync(batch_turns.turn)())
 
 
 def _said(what: str, done: dict[str, int]) -> dict[str, int]:

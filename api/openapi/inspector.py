@@ -13,8 +13,11 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ComponentRegistry
 
 from api.openapi import answers
+from api.openapi.batch_operations import TABLE as BATCHES
 from api.openapi.operation import SECURITY, Content, Operation, ends
-from api.openapi.operations import TABLE
+from api.openapi.operations import TABLE as USUAL
+
+TABLE = {**USUAL, **BATCHES}
 
 UNDESCRIBED = "x-undescribed"
 """Marks what is served and not in the table. A test looks for it."""
