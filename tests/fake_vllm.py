@@ -75,6 +75,12 @@ def write_wrapper(path: Path, *flags: str, env: dict[str, str] | None = None) ->
     return path
 
 
+def said(messages: list[dict[str, Any]]) -> list[str]:
+    """The text of each message; one may have none, or parts."""
+    contents = [message.get("content") or "" for message in messages]
+    return [c if isinstance(c, str) else " ".join(part.get("text") or "" for part in c) for c in contents]
+
+
 class Refusal(Exception):
     def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None):
         super().__init__(message)
@@ -125,12 +131,7 @@ class Request:
     def _prompts(body: dict[str, Any]) -> tuple[list[list[str]], int]:
         """The words of each prompt, and how many there are in all; a token id is a word."""
         if "messages" in body:
-            texts = []
-            for message in body["messages"]:
-                content = message.get("content") or ""
-                if isinstance(content, list):
-                    content = " ".join(part.get("text", "") for part in content)
-                texts.append(content)
+            texts = said(body["messages"])
             return [texts[-1].split() or ["nothing"]], sum(len(text.split()) for text in texts) or 1
         prompt = body.get("prompt")
         if not prompt:
@@ -346,7 +347,7 @@ class Engine:
             if any(token >= len(self.words) for token in body["tokens"]):
                 raise Refusal(400, "a token id is out of the vocabulary", param="tokens")
             return {"prompt": " ".join(self.words[token] for token in body["tokens"])}
-        texts = [body["prompt"]] if "prompt" in body else [m["content"] for m in body["messages"]]
+        texts = [body["prompt"]] if body.get("prompt") is not None else said(body["messages"])
         words = " ".join(texts).split()
         self.words += [word for word in dict.fromkeys(words) if word not in self.words]
         told = {"count": len(words), "max_model_len": self.args.max_model_len}
