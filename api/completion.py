@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 
 from api import errors, priority, schemas, streaming
+from api.authentication import Caller
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from gputorrent import tracing
@@ -45,29 +46,26 @@ class Answer:
             self.on_close()
 
 
-def stranger(gateway: Gateway, path: str, headers: Mapping[bytes, bytes]) -> Answer | None:
-    """The refusal of a caller without a good key; a door may ask before it reads the body, so that guessing
-    costs neither the body's memory nor a task."""
+def identify(gateway: Gateway, path: str, headers: Mapping[bytes, bytes]) -> Caller | Answer:
+    """Who calls, or the refusal of a stranger. A door asks before it reads the body, so that guessing costs
+    neither the body's memory nor a task. The names of `headers` are in lower case."""
     try:
-        gateway.keys.caller(_authorization(headers))
+        caller = gateway.keys.caller(headers.get(b"authorization", b"").decode("latin-1"))
     except ApiError as e:
         counting.refused(gateway.dispatcher.metrics, path, e.code)
         return refuse(e)
-    return None
+    tracing.current().key = caller.name
+    return caller
 
 
-def _authorization(headers: Mapping[bytes, bytes]) -> str:
-    return headers.get(b"authorization", b"").decode("latin-1")
-
-
-async def complete(gateway: Gateway, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
-    """Answer `POST path`; the names of `headers` are in lower case. Never raises but for cancellation, which
-    is the caller leaving."""
+async def complete(
+    gateway: Gateway, path: str, caller: Caller, headers: Mapping[bytes, bytes], body: bytes
+) -> Answer:
+    """Answer `POST path` for a caller who was identified. Never raises but for cancellation, which is the
+    caller leaving."""
     trace = tracing.current()
     limits: Headers = []
     try:
-        caller = gateway.keys.caller(_authorization(headers))
-        trace.key = caller.name
         must_be_json(headers)
         x_priority = headers.get(priority.HEADER.encode(), b"").decode("latin-1")
         request = caller.authorise(schemas.parse(path, body, key=caller.key))

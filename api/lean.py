@@ -12,7 +12,8 @@ from typing import Any, Final
 from django.conf import settings
 
 from api import errors, gateway
-from api.completion import Answer, complete, refuse, stranger
+from api.authentication import Caller
+from api.completion import Answer, complete, identify, refuse
 from api.errors import ApiError
 from api.schemas import SCHEMAS
 from gputorrent import background
@@ -35,15 +36,16 @@ async def turned_away(scope: Scope, send: Send) -> bool:
     """Answer a stranger who sends a file, before Django reads it onto the disk. False for everyone else."""
     if scope["method"] != "POST" or scope["path"] != FILES:
         return False
-    refused = _stranger(scope)
-    if refused is not None:
-        await _send_whole(send, refused)
-    return refused is not None
+    caller = _identify(scope, dict(scope["headers"]))
+    if isinstance(caller, Answer):
+        await _send_whole(send, caller)
+        return True
+    return False
 
 
-def _stranger(scope: Scope) -> Answer | None:
+def _identify(scope: Scope, headers: dict[bytes, bytes]) -> Caller | Answer:
     try:
-        return stranger(gateway.of(scope), scope["path"], dict(scope["headers"]))
+        return identify(gateway.of(scope), scope["path"], headers)
     except Exception as e:  # noqa: BLE001 - the caller gets our shape, the log the traceback
         return _failure(scope, e)
 
@@ -54,9 +56,10 @@ class _Left(Exception):
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request. A caller who leaves cancels the work."""
-    refused = _stranger(scope)
-    if refused is not None:
-        await _send_whole(send, refused)
+    headers = dict(scope["headers"])
+    caller = _identify(scope, headers)
+    if isinstance(caller, Answer):
+        await _send_whole(send, caller)
         return
     try:
         body = await _read(scope, receive)
@@ -65,7 +68,7 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         return
     except _Left:
         return
-    work = asyncio.create_task(_answer(scope, body, send))
+    work = asyncio.create_task(_answer(scope, caller, headers, body, send))
     leaving = asyncio.create_task(_until_left(receive))
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -75,9 +78,9 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         log.error("request failed path=%s", scope["path"], exc_info=work.exception())
 
 
-async def _answer(scope: Scope, body: bytes, send: Send) -> None:
+async def _answer(scope: Scope, caller: Caller, headers: dict[bytes, bytes], body: bytes, send: Send) -> None:
     try:
-        answer = await complete(gateway.of(scope), scope["path"], dict(scope["headers"]), body)
+        answer = await complete(gateway.of(scope), scope["path"], caller, headers, body)
     except Exception as e:  # noqa: BLE001 - the caller gets our shape, the log the traceback
         answer = _failure(scope, e)
     if answer.parts is None:

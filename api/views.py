@@ -15,7 +15,7 @@ from rest_framework.response import Response
 
 from api import gateway, reading, steering
 from api.authentication import Caller, require_staff
-from api.completion import Answer, complete, must_be_json
+from api.completion import Answer, complete, identify, must_be_json
 from api.errors import ApiError, invalid, no_such_model, unauthorized, unexpected
 from gputorrent import ledger, tracing
 
@@ -77,12 +77,12 @@ class CompletionView(APIView):
     """
 
     async def post(self, request: Request) -> HttpResponseBase:
-        answer = await complete(
-            _gateway(request),
-            request._request.path,
-            headers_of(request),
-            request._request.body,
-        )
+        here, path, headers = _gateway(request), request._request.path, headers_of(request)
+        caller = identify(here, path, headers)
+        if isinstance(caller, Answer):
+            answer = caller
+        else:
+            answer = await complete(here, path, caller, headers, request._request.body)
         response: HttpResponseBase
         if answer.parts is None:
             response = HttpResponse(answer.body, status=answer.status)

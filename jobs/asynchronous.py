@@ -31,7 +31,7 @@ from jobs.errors import HeldOff
 from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
 from jobs.mailbox import tell
-from jobs.models import TERMINAL, Attempt, Job, JobState
+from jobs.models import Attempt, Job, JobState
 from nodes.models import Node, NodeState
 from nodes.registry import Refusal, check_incarnation
 from nodes.view import Snapshot
@@ -187,7 +187,7 @@ async def _route(
     if isinstance(answer, Full):
         await sync_to_async(_unclaim)(attempt)
         raise TryAgainLater("the queue is full")
-    if await sync_to_async(_has_ended)(job.id):  # cancelled while the board was asked
+    if await sync_to_async(cancelling.has_ended)(job.id):  # cancelled while the board was asked
         await cancelling.withdraw(board, pipe, job.id)
         return "ended meanwhile"
     if isinstance(answer, Placed):
@@ -195,10 +195,6 @@ async def _route(
         await sync_to_async(_placed)(job.id, attempt.number, answer.node, why)
         return f"placed on {answer.node}"
     return f"waiting behind {answer.position}"
-
-
-def _has_ended(job_id: str) -> bool:
-    return Job.objects.filter(pk=job_id, state__in=TERMINAL).exists()
 
 
 def _allowed(job: Job) -> frozenset[str] | None:

@@ -64,7 +64,7 @@ async def _ended(dispatcher: Dispatcher, job_id: str) -> None:
     limit = loop.time() + END_SECONDS
     await dispatcher.recorder.written(job_id)
     while True:  # the row is written by whoever ends the job
-        if await ledger.ask(_has_ended, job_id) or loop.time() > limit:
+        if await ledger.ask(has_ended, job_id) or loop.time() > limit:
             return
         await asyncio.sleep(_LOOK_SECONDS)
 
@@ -104,7 +104,8 @@ async def end_those_of_dead_keys(board: Board, pipe: Pipe) -> int:
 # -- in the ledger -------------------------------------------------------------------------------------
 
 
-def _has_ended(job_id: str) -> bool:
+def has_ended(job_id: str) -> bool:
+    """Whether nothing more is to come of a job."""
     return not Job.objects.filter(pk=job_id, state__in=_OPEN).exists()
 
 

@@ -6,8 +6,10 @@ sweep ends) are counted by whoever ended them, after the commit, straight into R
 
 from __future__ import annotations
 
+import datetime
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import redis
@@ -31,23 +33,25 @@ _not_before = 0.0  # monotonic; after a failure, so that a sweep over many jobs 
 
 def job_over(counts: Metrics, job: InteractiveJob, snapshot: Snapshot) -> None:
     """Count a job that this process answered, once nothing more is awaited of it."""
-    request, mode = job.request, STREAM if job.request.stream else WHOLE
+    request, placed = job.request, next((t.placed_at for t in job.tries if t.placed_at), 0.0)
     # Whatever was claimed was offered by a node; other names are the caller's invention.
-    model = request.model if job.attempt or request.model in snapshot.by_model else UNKNOWN
-    _count(counts, request.path, model, mode, job.state, job.error_code)
-    if job.attempt:
-        counts.add(metrics.JOBS, model, job.state)
-    _tokens(counts, model, job.prompt_tokens, job.completion_tokens)
-    for t in job.tries:
-        if t.outcome:
-            view = snapshot.nodes.get(t.node)
-            counts.add(metrics.ATTEMPTS, view.name if view else t.node, t.outcome)
-    if placed := next((t.placed_at for t in job.tries if t.placed_at), 0.0):
-        counts.observe(metrics.QUEUE_WAIT, placed - job.created_at, model, mode)
-    if job.first_byte_at and (job.http_status or 200) < 400:
-        counts.observe(metrics.FIRST_TOKEN, job.first_byte_at - job.created_at, model, mode)
-    if job.state == JobState.COMPLETED:
-        counts.observe(metrics.TOTAL, job.finished_at - job.created_at, model, mode)
+    known = job.attempt or request.model in snapshot.by_model
+    names = {t.node: view.name if (view := snapshot.nodes.get(t.node)) else t.node for t in job.tries}
+    over = _Over(
+        request.path,
+        request.model if known else UNKNOWN,
+        STREAM if request.stream else WHOLE,
+        job.state,
+        job.error_code,
+        job.http_status or 200,
+        job.prompt_tokens,
+        job.completion_tokens,
+        [(names[t.node], t.outcome) for t in job.tries if t.outcome],
+        placed - job.created_at if placed else None,
+        job.first_byte_at - job.created_at if job.first_byte_at else None,
+        job.finished_at - job.created_at,
+    )
+    _take(counts, over, has_row=bool(job.attempt))
 
 
 def refused(counts: Metrics, path: str, code: str | None) -> None:
@@ -70,7 +74,7 @@ def _count_row(job_id: str) -> None:
     try:
         job = Job.objects.defer("request", "result").get(pk=job_id)
         counts = Counts()
-        _take_row(counts, job)
+        _take(counts, _of_row(job))
         send = blocking().register_script(metrics.LUA)
         # A job ends once, so its name makes this the first batch of its own source: repeats change nothing.
         send(args=[f"job:{job_id}", 1, *metrics.arguments(counts.pending)])
@@ -79,33 +83,64 @@ def _count_row(job_id: str) -> None:
         log.warning("not counted job=%s error=%s", job_id, type(e).__name__)
 
 
-def _take_row(counts: Counts, job: Job) -> None:
-    mode = ASYNCHRONOUS if job.asynchronous else STREAM if job.stream else WHOLE
-    _count(counts, job.path, job.model, mode, job.state, job.error_code)
-    counts.add(metrics.JOBS, job.model, job.state)
-    _tokens(counts, job.model, job.prompt_tokens, job.completion_tokens)
-    for name, outcome in job.attempts.values_list("node__name", "outcome"):
-        counts.add(metrics.ATTEMPTS, name or "", outcome or job.state)
-    if job.placed_at:
-        # The latest place; the first was given up, and its time with it.
-        counts.observe(metrics.QUEUE_WAIT, (job.placed_at - job.created_at).total_seconds(), job.model, mode)
-    if job.first_token_at and (job.http_status or 200) < 400:
-        waited = (job.first_token_at - job.created_at).total_seconds()
-        counts.observe(metrics.FIRST_TOKEN, waited, job.model, mode)
-    if job.finished_at and job.state == JobState.COMPLETED:
-        took = (job.finished_at - job.created_at).total_seconds()
-        counts.observe(metrics.TOTAL, took, job.model, mode)
+def _of_row(job: Job) -> _Over:
+    def after(moment: datetime.datetime | None) -> float | None:
+        return (moment - job.created_at).total_seconds() if moment else None
+
+    return _Over(
+        job.path,
+        job.model,
+        ASYNCHRONOUS if job.asynchronous else STREAM if job.stream else WHOLE,
+        JobState(job.state),
+        job.error_code,
+        job.http_status or 200,
+        job.prompt_tokens,
+        job.completion_tokens,
+        [(name or "", outcome or job.state) for name, outcome in _attempts(job)],
+        after(job.placed_at),  # the latest place; the first was given up, and its time with it
+        after(job.first_token_at),
+        after(job.finished_at),
+    )
 
 
-def _count(counts: Counts, path: str, model: str, mode: str, state: str, code: str) -> None:
-    outcome = code or ("completed" if state == JobState.COMPLETED else str(state))
-    counts.add(metrics.REQUESTS, path, model, mode, outcome)
-    if state != JobState.COMPLETED:
+def _attempts(job: Job) -> list[tuple[str | None, str]]:
+    return list(job.attempts.values_list("node__name", "outcome"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    """What there is to count of a job that is over. Times in seconds after it was made."""
+
+    path: str
+    model: str
+    mode: str
+    state: JobState
+    code: str
+    http_status: int
+    prompt_tokens: int
+    completion_tokens: int
+    attempts: list[tuple[str, str]]  # node and outcome
+    placed: float | None
+    first_token: float | None
+    finished: float | None
+
+
+def _take(counts: Counts, job: _Over, *, has_row: bool = True) -> None:
+    outcome = job.code or ("completed" if job.state == JobState.COMPLETED else str(job.state))
+    counts.add(metrics.REQUESTS, job.path, job.model, job.mode, outcome)
+    if job.state != JobState.COMPLETED:
         counts.add(metrics.ERRORS, outcome)
-
-
-def _tokens(counts: Counts, model: str, prompt: int, completion: int) -> None:
-    if prompt:
-        counts.add(metrics.PROMPT_TOKENS, model, by=prompt)
-    if completion:
-        counts.add(metrics.COMPLETION_TOKENS, model, by=completion)
+    if has_row:
+        counts.add(metrics.JOBS, job.model, job.state)
+    if job.prompt_tokens:
+        counts.add(metrics.PROMPT_TOKENS, job.model, by=job.prompt_tokens)
+    if job.completion_tokens:
+        counts.add(metrics.COMPLETION_TOKENS, job.model, by=job.completion_tokens)
+    for node, how in job.attempts:
+        counts.add(metrics.ATTEMPTS, node, how)
+    if job.placed is not None:
+        counts.observe(metrics.QUEUE_WAIT, job.placed, job.model, job.mode)
+    if job.first_token is not None and job.http_status < 400:
+        counts.observe(metrics.FIRST_TOKEN, job.first_token, job.model, job.mode)
+    if job.finished is not None and job.state == JobState.COMPLETED:
+        counts.observe(metrics.TOTAL, job.finished, job.model, job.mode)

@@ -26,11 +26,12 @@ from jobs import asynchronous, heals, interactive, owners
 from jobs.board import Board, Held, Waits
 from jobs.heals import Heal
 from jobs.lifecycle import Move, move
+from jobs.mailbox import tell
 from jobs.models import TERMINAL, Attempt, Job, JobState
 from nodes import listing
 from nodes.listing import GRACE_SECONDS, Listing
 from nodes.view import Snapshot
-from worker_agent.contract import FIELD, Cancel, control_key, encode
+from worker_agent.contract import Cancel
 
 _SLOT_SECONDS = 15.0
 """A slot may outlive its job by as long as a node may take to say that it has stopped."""
@@ -180,8 +181,7 @@ async def _tell_to_stop(pipe: Pipe, node: str, ref: Ref) -> bool:
     key = f"gt:told:{ref[0]}:{ref[1]}"
     if not await pipe.send("SET", key, "1", "NX", "EX", _TELL_AGAIN_SECONDS):
         return False
-    message = encode(Cancel(*ref))
-    await pipe.send("XADD", control_key(node), "MAXLEN", "~", 10_000, "*", FIELD, message)
+    await tell(pipe, node, Cancel(*ref))
     return True
 
 

@@ -103,7 +103,6 @@ Text = Annotated[str, Meta(max_length=2000)]
 NodeId = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
 ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}$")]
 NodeName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-JobId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
 
 MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
