@@ -17,6 +17,7 @@ from django.db import connections
 
 from gputorrent.embedded import RedisServer
 from gputorrent.redis import blocking
+from tests.jobs.desk import Desk
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +60,16 @@ async def ledger(transactional_db: None) -> AsyncIterator[None]:
     """The database for tests that run in an event loop, whose code reaches it from other threads."""
     yield
     await sync_to_async(connections.close_all)()
+
+
+@pytest.fixture
+async def desk(ledger: None, wire: redis.Redis, settings: Any) -> AsyncIterator[Desk]:
+    """Nothing is recorded and nothing is looked at unless the test asks for it."""
+    settings.RECORD_SECONDS = 3600
+    desk = Desk()
+    await desk.dispatcher.start()
+    yield desk
+    await desk.dispatcher.stop()
 
 
 @pytest.fixture

@@ -7,21 +7,14 @@ import threading
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connection
 
 from api.authentication import new_key
 from gputorrent import ledger
 from tests.jobs.scripted import ScriptedNode
+from tests.tables import rename
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 make = sync_to_async(new_key)
-
-
-@sync_to_async
-def rename(table: str, to: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"ALTER TABLE {table} RENAME TO {to}")
-    connection.close()
 
 
 @pytest.fixture

@@ -109,15 +109,6 @@ async def test_a_node_that_joins_later_does_not_get_what_waits_for_another(desk:
     await second.first()
 
 
-@pytest.fixture
-async def desk(ledger, wire, settings):
-    settings.RECORD_SECONDS = 3600
-    desk = Desk()
-    await desk.dispatcher.start()
-    yield desk
-    await desk.dispatcher.stop()
-
-
 @pytest.mark.parametrize("allowed", [["nowhere"], ["node-bbbb"]])
 async def test_where_none_of_its_nodes_serves_the_model_it_says_so(serve, wire, allowed):
     await known(A)

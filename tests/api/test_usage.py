@@ -33,15 +33,6 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-async def desk(ledger, wire, settings):
-    settings.RECORD_SECONDS = 3600
-    desk = Desk()
-    await desk.dispatcher.start()
-    yield desk
-    await desk.dispatcher.stop()
-
-
-@pytest.fixture
 async def ann(ledger) -> int:
     row, _ = await sync_to_async(new_key)("ann")
     return row.pk

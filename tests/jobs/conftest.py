@@ -9,7 +9,6 @@ import redis
 from gputorrent.redis import Pipe, asynchronous
 from jobs.board import Board
 from nodes import view
-from tests.jobs.desk import Desk
 from tests.jobs.scripted import ScriptedNode, work
 
 NODES = ("a" * 16, "b" * 16)
@@ -31,16 +30,6 @@ async def pipe() -> AsyncIterator[Pipe]:
 @pytest.fixture
 async def board(pipe: Pipe) -> Board:
     return Board(pipe)
-
-
-@pytest.fixture
-async def desk(ledger: None, wire: redis.Redis, settings: Any) -> AsyncIterator[Desk]:
-    """Nothing is recorded and nothing is looked at unless the test asks for it."""
-    settings.RECORD_SECONDS = 3600
-    desk = Desk()
-    await desk.dispatcher.start()
-    yield desk
-    await desk.dispatcher.stop()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import redis
 
 from jobs.dispatch import Dispatcher
 from jobs.interactive import InteractiveJob, Request
-from jobs.models import Job
+from jobs.models import Job, JobState
 from jobs.watch import Watch
 from tests.jobs.scripted import until
 from worker_agent.contract import Chunk, Done
@@ -93,6 +93,15 @@ class Desk:
         """Slots taken on the board."""
         await self.settled()
         return len(await self.dispatcher.board.held())
+
+    async def cancelled(self, job: InteractiveJob, code: str) -> list[str]:
+        """The outcomes of its attempts, once it is known to be cancelled and nothing is left of it."""
+        row = await self.row(job)
+        assert (row.state, row.error_code) == (JobState.CANCELLED, code)
+        assert row.error_message == {"cancelled": "the job was cancelled", "client_closed": ""}[code]
+        assert await self.held() == 0
+        assert self.dispatcher.jobs == {}
+        return [a.outcome for a in row.attempts.all()]
 
     async def row(self, job: InteractiveJob) -> Job:
         """The job's record in the ledger."""

@@ -34,16 +34,6 @@ async def node(desk, wire) -> ScriptedNode:
     return node
 
 
-async def cancelled(desk, job) -> list[str]:
-    """The outcomes of its attempts, once it is known to be cancelled and nothing is left of it."""
-    row = await desk.row(job)
-    assert (row.state, row.error_code) == (JobState.CANCELLED, "cancelled")
-    assert row.error_message == "the job was cancelled"
-    assert await desk.held() == 0
-    assert desk.dispatcher.jobs == {}
-    return [a.outcome for a in row.attempts.all()]
-
-
 def cancel(desk, asking) -> bool:
     return desk.dispatcher.cancel(asking.job.id, errors.Cancelled())
 
@@ -65,7 +55,7 @@ async def test_before_the_first_byte_the_caller_is_told_and_the_node_stops(desk,
     node.fail(work, Outcome.CANCELLED)
     await until(lambda: asking.job.current.outcome)
     await desk.look()
-    assert await cancelled(desk, asking.job) == [Outcome.CANCELLED]
+    assert await desk.cancelled(asking.job, "cancelled") == [Outcome.CANCELLED]
     assert not cancel(desk, asking)
 
 
@@ -87,7 +77,7 @@ async def test_in_the_middle_of_a_stream_what_has_come_is_passed_on_first(desk, 
     node.fail(work, Outcome.CANCELLED, 3)
     await until(lambda: asking.job.current.outcome)
     await desk.look()
-    await cancelled(desk, asking.job)
+    await desk.cancelled(asking.job, "cancelled")
 
 
 async def test_a_caller_who_never_reads_on_keeps_nothing_from_ending(desk, node):
@@ -99,9 +89,9 @@ async def test_a_caller_who_never_reads_on_keeps_nothing_from_ending(desk, node)
     node.fail(work, Outcome.CANCELLED, 1)
     await until(lambda: asking.job.current.outcome)
     await desk.look()
-    await cancelled(desk, asking.job)
+    await desk.cancelled(asking.job, "cancelled")
     desk.dispatcher.abandon(asking.job)
-    await cancelled(desk, asking.job)
+    await desk.cancelled(asking.job, "cancelled")
 
 
 async def test_a_whole_answer_that_nobody_has_read_yet_is_not_given_out(desk, node):
@@ -114,7 +104,7 @@ async def test_a_whole_answer_that_nobody_has_read_yet_is_not_given_out(desk, no
     assert cancel(desk, asking)
     with pytest.raises(errors.Cancelled):
         await asking.rest()
-    assert await cancelled(desk, asking.job) == ["done"]
+    assert await desk.cancelled(asking.job, "cancelled") == ["done"]
     assert node.controls() == []
 
 
@@ -129,7 +119,7 @@ async def test_while_it_waits_in_the_queue(desk, node, wire):
     assert wire.zcard("gt:board:waiting") == 0
     node.done(work)
     await first.first()
-    assert await cancelled(desk, second.job) == [Outcome.CANCELLED]
+    assert await desk.cancelled(second.job, "cancelled") == [Outcome.CANCELLED]
     assert node.inbox() == []
 
 
@@ -181,7 +171,7 @@ async def test_between_two_attempts_no_other_node_gets_it(desk, wire, node):
     with pytest.raises(errors.Cancelled):
         await asking.first()
     assert third.inbox() == []
-    assert await cancelled(desk, asking.job) == ["engine_died", "engine_died"]
+    assert await desk.cancelled(asking.job, "cancelled") == ["engine_died", "engine_died"]
 
 
 async def test_what_has_ended_stays_as_it_is(desk, node):

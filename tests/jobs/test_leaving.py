@@ -20,15 +20,6 @@ async def node(desk, wire) -> ScriptedNode:
     return node
 
 
-async def cancelled(desk, job) -> list[str]:
-    """The outcomes of its attempts, once it is known to be cancelled and nothing is left of it."""
-    row = await desk.row(job)
-    assert (row.state, row.error_code) == (JobState.CANCELLED, "client_closed")
-    assert await desk.held() == 0
-    assert desk.dispatcher.jobs == {}
-    return [a.outcome for a in row.attempts.all()]
-
-
 async def test_before_the_first_byte_the_node_is_told_and_the_slot_waits_for_its_word(desk, node):
     asking = desk.ask()
     work = await node.take()
@@ -40,7 +31,7 @@ async def test_before_the_first_byte_the_node_is_told_and_the_slot_waits_for_its
     node.fail(work, Outcome.CANCELLED)
     await until(lambda: asking.job.current.outcome)
     await desk.look()
-    assert await cancelled(desk, asking.job) == [Outcome.CANCELLED]
+    assert await desk.cancelled(asking.job, "client_closed") == [Outcome.CANCELLED]
     assert node.controls() == []
 
 
@@ -51,7 +42,7 @@ async def test_a_node_that_does_not_answer_gives_its_slot_back_too(desk, node):
     await desk.look()
     assert await desk.held() == 1
     await desk.look(later=6)
-    assert await cancelled(desk, asking.job) == [Outcome.CANCELLED]
+    assert await desk.cancelled(asking.job, "client_closed") == [Outcome.CANCELLED]
 
 
 async def test_in_the_middle_of_a_stream(desk, node):
@@ -65,7 +56,7 @@ async def test_in_the_middle_of_a_stream(desk, node):
     await desk.settled()
     assert node.controls() == [Cancel(work.job, 1)]
     await desk.look(later=6)
-    await cancelled(desk, asking.job)
+    await desk.cancelled(asking.job, "client_closed")
 
 
 @pytest.mark.parametrize("end", ["done", "failed"])
@@ -82,7 +73,7 @@ async def test_just_as_the_answer_ends(desk, node, end):
     desk.dispatcher.abandon(asking.job)
     assert await desk.held() == 0
     assert node.controls() == []
-    await cancelled(desk, asking.job)
+    await desk.cancelled(asking.job, "client_closed")
 
 
 async def test_just_after_we_gave_the_attempt_up_ourselves(desk, node):
@@ -95,7 +86,7 @@ async def test_just_after_we_gave_the_attempt_up_ourselves(desk, node):
     desk.dispatcher.abandon(asking.job)
     assert await desk.held() == 0
     assert node.controls() == [Cancel(work.job, 1)]
-    await cancelled(desk, asking.job)
+    await desk.cancelled(asking.job, "client_closed")
 
 
 async def test_while_waiting_in_the_queue(desk, node, wire):
@@ -109,7 +100,7 @@ async def test_while_waiting_in_the_queue(desk, node, wire):
     assert list(desk.dispatcher.jobs) == [work.job]
     node.done(work)
     await first.first()
-    assert await cancelled(desk, second.job) == [Outcome.CANCELLED]
+    assert await desk.cancelled(second.job, "client_closed") == [Outcome.CANCELLED]
     assert node.inbox() == []
     assert wire.keys("gt:board:*") == []
 
@@ -159,7 +150,7 @@ async def test_between_two_attempts(desk, wire, node):
     await asyncio.sleep(0)
     await asking.leave()
     assert third.inbox() == []
-    assert await cancelled(desk, asking.job) == ["engine_died", "engine_died"]
+    assert await desk.cancelled(asking.job, "client_closed") == ["engine_died", "engine_died"]
 
 
 async def test_who_has_had_everything_cancels_nothing(desk, node):

@@ -14,6 +14,7 @@ from jobs.lifecycle import Move
 from jobs.models import Attempt, Job, JobState
 from jobs.recorder import Recorder
 from tests.jobs.desk import request
+from tests.tables import rename
 
 
 def job() -> InteractiveJob:
@@ -27,13 +28,6 @@ async def recorder(ledger) -> AsyncIterator[Recorder]:
     recorder = Recorder()
     yield recorder
     await recorder.stop()
-
-
-@sync_to_async
-def rename(table: str, to: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"ALTER TABLE {table} RENAME TO {to}")
-    connection.close()
 
 
 @pytest.fixture
