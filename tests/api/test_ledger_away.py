@@ -42,6 +42,19 @@ async def test_what_needs_the_ledger_is_refused(serve, wire, headers, method, pa
     assert "jobs_job" not in answer.text
 
 
+async def test_a_job_that_was_not_taken_costs_its_key_nothing(serve, wire):
+    ScriptedNode(wire)
+    _, secret = await make("ann", requests_per_minute=9)
+    client, ann = await serve(), {"Authorization": f"Bearer {secret}"}
+    await rename("jobs_job", "jobs_job_away")
+    try:
+        assert (await client.post("/jobs", json=HELLO, headers=ann)).status_code == 503
+    finally:
+        await rename("jobs_job_away", "jobs_job")
+    taken = await client.post("/jobs", json=HELLO, headers=ann)
+    assert (taken.status_code, taken.headers["x-ratelimit-remaining-requests"]) == (202, "8")
+
+
 async def test_completions_do_without_it(door, serve, wire, headers):
     node = ScriptedNode(wire)
     client = await serve()

@@ -207,6 +207,13 @@ async def test_after_a_run_the_counters_agree_with_the_ledger(serve, key, wire, 
         assert by(samples, name, "model") == {("m",): sum(getattr(j, column) for j in rows)}
     answered = sum(j.state == "completed" for j in rows)
     assert sum(by(samples, "request_duration_seconds", "mode", suffix="_count").values()) == answered
+    begun = Counter(
+        "asynchronous" if j.asynchronous else mode[j.stream]
+        for j in rows
+        if j.first_token_at and (j.http_status or 200) < 400
+    )
+    firsts = by(samples, "time_to_first_token_seconds", "mode", suffix="_count")
+    assert firsts == {(m,): n for m, n in begun.items()}
     text = json.dumps(list(map(str, samples)))
     assert "invented" not in text
     assert "hello" not in text

@@ -209,10 +209,13 @@ async def test_the_only_place_is_never_shut_and_closes_with_a_success(wire, node
     assert await board.breakers() == []
 
 
-@pytest.mark.parametrize("why", ["dead", "draining", "other model", "open too", "failed there"])
+@pytest.mark.parametrize(
+    "why", ["dead", "draining", "other model", "open too", "failed there", "not allowed"]
+)
 async def test_an_open_place_is_used_when_no_other_would_do(wire, node, other, board, reserve, fail, why):
     await fail(times=6)
     tried: tuple[str, ...] = ()
+    only = frozenset({A}) if why == "not allowed" else None
     if why == "dead":
         other.die()
     elif why == "draining":
@@ -223,9 +226,21 @@ async def test_an_open_place_is_used_when_no_other_would_do(wire, node, other, b
         ScriptedNode(wire, B, model="mm")
     elif why == "open too":
         await fail(B, times=6)
-    else:
+    elif why == "failed there":
         tried = (B,)
-    assert await reserve("j1", order=(A,), tried=tried) == Placed(A)
+    assert await reserve("j1", order=(A,), tried=tried, only=only) == Placed(A)
+
+
+async def test_who_waits_for_the_only_place_it_may_use_gets_it_though_it_is_open(
+    wire, node, other, board, reserve, fail
+):
+    await fail(times=6)
+    node.inbox()
+    wire.hset("gt:nodes:slots", PLACE, 0)
+    assert await reserve("j1", order=(A,), only=frozenset({A})) == Waiting(0)
+    wire.hset("gt:nodes:slots", PLACE, 1)
+    assert await board.fill([PLACE]) == 1
+    assert [w.job for w in node.inbox()] == ["j1"]
 
 
 async def test_a_closed_place_that_is_busy_is_waited_for(wire, node, other, board, reserve, fail):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 import redis
@@ -196,6 +197,19 @@ async def test_a_caller_who_left_is_counted_when_the_node_has_stopped(desk, node
     found = await over(desk)
     assert of_family(found, REQUESTS) == {(CHAT, "m", "stream", "client_closed"): 1}
     assert of_family(found, metrics.ATTEMPTS) == {(node.node.name, "cancelled"): 1}
+
+
+async def test_who_leaves_the_queue_is_counted_once_though_two_see_to_it(desk, node):
+    await desk.refresh()
+    first, second = desk.ask(), desk.ask()
+    work = await node.take()
+    await until(lambda: second.job)
+    await second.leave()
+    desk.watch.look(time.monotonic() + 60)  # gives it up, while the board is being told that it has left
+    node.done(work)
+    await first.first()
+    found = await over(desk)
+    assert of_family(found, REQUESTS)[CHAT, "m", "stream", "client_closed"] == 1
 
 
 async def test_what_is_left_when_a_process_stops_is_counted_before_it_goes(ledger, node, pipe):

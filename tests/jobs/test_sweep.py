@@ -62,6 +62,18 @@ def test_what_a_lost_node_was_at_is_rescued(wire, node, fate):
             report(node, item, done(item), attempt=2)
 
 
+def test_a_node_that_comes_back_gets_what_it_was_at_again(wire, node, settings):
+    settings.BREAKER_FAULTS = 0
+    job, _ = running_on(wire, node)
+    Node.objects.update(registered_at=ago(hours=2), last_beat_at=ago(hours=1))
+    wire.delete(lease_key(node.pk))
+    assert sweep()["rescued"] == 1
+    assert [b.node for b in on_board("breakers")] == [node.pk]  # a loss is a fault of the node
+    wire.set(lease_key(node.pk), "1")
+    assert route(job) == f"placed on {node.pk}"
+    assert [item.attempt for item in inbox(wire, node)] == [2]
+
+
 def test_a_node_that_beats_over_http_alone_is_not_lost(wire, node):
     running_on(wire, node)
     wire.delete(lease_key(node.pk))

@@ -14,7 +14,7 @@ from jobs.models import JobState
 from nodes import steering, view
 from tests.jobs.scripted import ScriptedNode, until, work
 from tests.nodes.agents import enrol, model
-from worker_agent.contract import Cancel, Load, ModelState, decode_work, inbox_key, lease_key
+from worker_agent.contract import Cancel, Load, ModelState, Outcome, decode_work, inbox_key, lease_key
 
 A, B = "a" * 16, "b" * 16
 
@@ -185,6 +185,48 @@ async def test_a_node_that_restarted_has_forgotten_its_work(desk, wire, node):
     await desk.look()
     other.done(await other.take())
     await asking.first()
+
+
+async def test_who_may_use_other_nodes_is_judged_by_those(desk, wire, node, settings):
+    settings.LEASE_SECONDS = 6
+    other = ScriptedNode(wire, B)
+    await desk.refresh()
+    here, there = frozenset({node.id}), frozenset({B})
+    busy = [desk.ask(only=here), desk.ask(only=there)]
+    await node.take()
+    await other.take()
+    first, second = desk.ask(only=here), desk.ask(only=there)
+    await until(lambda: first.job and second.job)
+    other.die()
+    await desk.refresh()
+    await desk.look(later=7)
+    with pytest.raises(errors.NoWorkers):
+        await second.first()
+    assert not first.task.done()
+    assert not busy[0].task.done()
+
+
+async def test_who_has_failed_elsewhere_is_judged_by_the_nodes_that_are_left(desk, wire, node, settings):
+    settings.LEASE_SECONDS = 6
+    other = ScriptedNode(wire, B)
+    await desk.refresh()
+    desk.ask(only=frozenset({node.id}))
+    await node.take()
+    failing = desk.ask()
+    work = await other.take()
+    next_ = desk.ask()
+    await until(lambda: failing.job and next_.job)
+    other.fail(work, Outcome.ENGINE_ERROR)  # `next_` gets the slot, `failing` waits for the other node
+    await other.take()
+    await until(lambda: failing.job.attempt == 2)
+    last = desk.ask()
+    await until(lambda: last.job)
+    node.die()
+    await desk.refresh()
+    await desk.look(later=7)
+    with pytest.raises(errors.UpstreamFailed, match="no node could answer"):
+        await failing.first()
+    assert not last.task.done()
 
 
 async def test_who_waits_for_a_node_that_never_comes_back_is_told(desk, node, settings):
