@@ -37,7 +37,7 @@ def started() -> Iterator[Browser]:
 
 
 class Watched:
-    """A page, with what went wrong in it: errors of its console, scripts that failed, requests to other hosts."""
+    """A page, with what went wrong in it: errors in its console, failed scripts, requests to other hosts."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
