@@ -1,5 +1,11 @@
 """Pages of the admin that are not lists of rows. Behind the admin's login."""
 
-from typing import Any
+from django.contrib import admin
+from django.urls import path
 
-urlpatterns: list[Any] = []
+from dashboard import views
+
+urlpatterns = [
+    path("", admin.site.admin_view(views.index)),  # before the admin's own, which keeps the name admin:index
+    path("history", admin.site.admin_view(views.curves), name="dashboard-history"),
+]

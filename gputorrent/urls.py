@@ -7,6 +7,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from dashboard.consumer import DashboardConsumer
+
 admin.site.site_header = admin.site.site_title = "GPU Torrent"
 admin.site.index_title = "Cluster"
 
@@ -27,7 +29,9 @@ urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
 ]
 
-websocket_urlpatterns: list[Any] = []
+websocket_urlpatterns: list[Any] = [
+    path("ws/dashboard", DashboardConsumer.as_asgi()),
+]
 
 handler400 = "api.views.bad_request"
 handler404 = "api.views.no_such_path"

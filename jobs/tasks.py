@@ -36,6 +36,9 @@ _RETRY_SECONDS = [1, 2, 4, 8, 15, 30]
 _TIDY_EVERY = 12  # sweeps
 _BATCHES_EVERY = 1.0  # seconds; with so many of a batch's jobs under way, this bounds how fast it can be
 
+PERIODIC: list[tuple[Callable[[], Any], float]] = []
+"""What rooms above this one have done now and then: a task and its seconds, added when the app is ready."""
+
 
 def queue(name: str) -> Queue:
     """A queue over this process's client, whose commands end in time. JSON, by the settings."""
@@ -71,6 +74,7 @@ def enqueue_periodic() -> None:
         (sweep, settings.SWEEP_SECONDS),
         (tidy, _TIDY_EVERY * settings.SWEEP_SECONDS),
         (batches, min(_BATCHES_EVERY, settings.SWEEP_SECONDS)),
+        *PERIODIC,
     ):
         name = task.__name__
         # A little less, so that the next tick of the same clock is not just too early.

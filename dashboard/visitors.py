@@ -1,0 +1,21 @@
+"""Who may watch: a staff user with a session in the admin, for as long as both last."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from django.conf import settings
+from django.contrib.auth import get_user
+from django.contrib.auth.models import AbstractUser
+from django.http import HttpRequest
+
+
+def may_watch(session_key: str | None) -> bool:
+    """Whether the session is there, has not expired, and belongs to an active staff user whose password is
+    the one it was begun with. Asks the ledger: blocks."""
+    if not session_key:
+        return False
+    request = HttpRequest()
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+    user = get_user(request)
+    return isinstance(user, AbstractUser) and user.is_active and user.is_staff
