@@ -180,9 +180,9 @@ class Hub:
             )
 
     def _tokens(self, job_id: str) -> int | None:
-        """Of a job whose caller waits on this process."""
+        """Of a stream whose caller waits on this process."""
         job = self._dispatcher.jobs.get(job_id)
-        return job.tries[-1].streamed if job and job.tries else None
+        return job.tries[-1].streamed if job and job.tries and job.request.stream else None
 
 
 def _timed(call: Any, *arguments: Any) -> tuple[Any, float]:

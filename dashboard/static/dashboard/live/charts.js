@@ -15,6 +15,12 @@ const HEIGHT = 170;
 // The second curve of a chart is dashed: the colours are not all that tells them apart.
 const STROKES = [["--gt-curve-1", []], ["--gt-curve-2", [5, 4]]];
 
+// Only what has no neighbours to be joined with needs a point.
+function alone(plot, series) {
+  const values = plot.data[series];
+  return values.flatMap((value, i) => (value != null && values[i - 1] == null && values[i + 1] == null ? [i] : []));
+}
+
 function options(name, width, styles) {
   const { format, curves } = CHARTS[name];
   const axis = {
@@ -37,7 +43,7 @@ function options(name, width, styles) {
         stroke: styles.getPropertyValue(STROKES[i][0]).trim(),
         dash: STROKES[i][1],
         width: 2,
-        points: { show: false },
+        points: { show: true, size: 4, filter: alone },
         value: (_, value) => format(value),
       })),
     ],
