@@ -61,6 +61,9 @@ class DashboardConsumer(AsyncWebsocketConsumer):
     _tasks: tuple[asyncio.Task[None], ...] = ()
 
     async def connect(self) -> None:
+        if not visitors.from_our_pages(self.scope["headers"]):
+            await self.close()
+            return
         await self.accept()  # a close code reaches the page only then
         self._session_key: str | None = self.scope["session"].session_key
         if not await self._may_watch():

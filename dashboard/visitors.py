@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth import get_user
@@ -19,3 +21,11 @@ def may_watch(session_key: str | None) -> bool:
     request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
     user = get_user(request)
     return isinstance(user, AbstractUser) and user.is_active and user.is_staff
+
+
+def from_our_pages(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the page that asks is one of ours (or of `CSRF_TRUSTED_ORIGINS`), by what its browser says:
+    another site's page would bring the visitor's cookie along."""
+    told = {name: value.decode("latin-1") for name, value in headers if name in {b"origin", b"host"}}
+    origin = told.get(b"origin", "")
+    return origin in settings.CSRF_TRUSTED_ORIGINS or urlsplit(origin).netloc == told.get(b"host")
