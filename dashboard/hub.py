@@ -21,6 +21,7 @@ import msgspec
 import redis
 
 from dashboard import collecting, rows, state
+from dashboard.collecting import Cards
 from dashboard.election import Election
 from dashboard.recent import Recent
 from dashboard.rendering import Rendered, Renderer
@@ -38,8 +39,8 @@ _PUBLISHED, _VERSION = "gt:dashboard:state", "gt:dashboard:state:version"
 _KEPT_MS = 10_000
 _LOOK_SECONDS = 0.25
 _ROUND_SECONDS = 0.5
-_SLOWEST_SECONDS = 5.0
-_SHARE = 10  # a round takes at most one part in so many of a core
+_SLOWEST_SECONDS = 2.0
+_SHARE = 10  # rounds take at most one part in so many of a core, unless even the slowest take more
 
 
 class Visitor:
@@ -62,10 +63,10 @@ class Hub:
         self._visitors: set[Visitor] = set()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._renderer, self._recent = Renderer(), Recent()
+        self._renderer, self._recent, self._cards = Renderer(), Recent(), Cards()
         self._rows: Rows | None = None
         self._version: bytes | None = None
-        self._next_round = 0.0
+        self._begun = self._spent = self._next_round = 0.0
         self._drawn: Mapping[View, Rendered] = {}
         self.state: State | None = None
         """The last one that is known here."""
@@ -121,7 +122,7 @@ class Hub:
             return
         views = {v.view for v in self._visitors}
         drawn, seconds = await asyncio.to_thread(_timed, self._renderer.render, self.state, views)
-        self._next_round += _SHARE * seconds
+        self._rest(seconds)
         self._drawn = drawn
         for visitor in behind:
             if visitor.view in drawn:  # it may have changed its mind meanwhile
@@ -137,7 +138,7 @@ class Hub:
         now = time.monotonic()
         if now < self._next_round:
             return False
-        self._next_round = now + _ROUND_SECONDS
+        self._begun, self._spent, self._next_round = now, 0.0, now + _ROUND_SECONDS
         await self._collect()
         return True
 
@@ -162,22 +163,27 @@ class Hub:
         wire = await collecting.ask(d.pipe, d.outlook.snapshot, self._recent)
 
         def make() -> tuple[State, Rows, bytes]:
-            made, read = collecting.build(wire, rows.read, self._rows, self._tokens)
+            made, read = collecting.build(wire, rows.read, self._rows, self._tokens, self._cards)
             return made, read, state.encode(made)
 
         try:
             (self.state, self._rows, packed), seconds = await ledger.ask(_timed, make)
         except ledger.LedgerTimeout:
             # It says nothing at all: what it said last, without asking.
-            made, _ = collecting.build(wire, _away, self._rows, self._tokens)
+            made, _ = collecting.build(wire, _away, self._rows)
             self.state, packed, seconds = made, state.encode(made), 0.0
-        self._next_round += _SHARE * seconds
-        self._next_round = min(self._next_round, time.monotonic() + _SLOWEST_SECONDS)
+        self._rest(seconds)
         with contextlib.suppress(redis.RedisError):
             await asyncio.gather(
                 d.pipe.send("SET", _PUBLISHED, packed, "PX", _KEPT_MS),
                 d.pipe.send("SET", _VERSION, secrets.token_hex(8), "PX", _KEPT_MS),
             )
+
+    def _rest(self, seconds: float) -> None:
+        """So many seconds of a core were spent: the next round may have to wait for that."""
+        self._spent += seconds
+        pause = min(max(_ROUND_SECONDS, _SHARE * self._spent), _SLOWEST_SECONDS)
+        self._next_round = self._begun + pause
 
     def _tokens(self, job_id: str) -> int | None:
         """Of a stream whose caller waits on this process."""
@@ -191,5 +197,5 @@ def _timed(call: Any, *arguments: Any) -> tuple[Any, float]:
     return call(*arguments), time.thread_time() - begun
 
 
-def _away() -> Rows:
+def _away(before: Rows | None) -> Rows:
     raise ledger.LedgerTimeout

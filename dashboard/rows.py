@@ -1,12 +1,16 @@
-"""What the ledger says, in a constant number of queries, however many nodes and jobs there are."""
+"""What the ledger says, in a constant number of queries, however many nodes and jobs there are.
+
+GPUs and models change only with a beat of their node, so only those of nodes that changed are read again.
+"""
 
 from __future__ import annotations
 
 import datetime
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from api.models import ApiKey
@@ -18,6 +22,9 @@ from nodes.models import Gpu, Node, NodeEvent, NodeModel, NodeState
 JOBS: Final = 50
 """So many of the oldest jobs are shown."""
 _FAILED_WITHIN: Final = datetime.timedelta(hours=24)
+_NAMED: Final = 300
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +63,19 @@ class Rows:
     ever_asked: bool = False
 
 
-def read() -> Rows:
-    """Twelve queries. Raises what the database raises."""
+def read(before: Rows | None = None) -> Rows:
+    """Twelve queries. What is as it was `before` is taken from there, the same objects. Raises what the
+    database raises."""
     open_jobs = {
         state: Job.objects.filter(state=state).order_by() for state in (JobState.PENDING, JobState.RUNNING)
     }
+    # Nodes first: what belongs to a beat is committed with it, so what is read later is no older.
+    nodes = _nodes()
+    changed = _changed(nodes, before) if before else None
     return Rows(
-        nodes=_nodes(),
-        gpus=_gpus(),
-        models=_models(),
+        nodes=nodes,
+        gpus=_kept(nodes, before.gpus if before else {}, _gpus(changed), changed),
+        models=_kept(nodes, before.models if before else {}, _models(changed), changed),
         jobs=_jobs(),
         running=open_jobs[JobState.RUNNING].count(),
         waiting=open_jobs[JobState.PENDING].count(),
@@ -83,10 +94,27 @@ def _nodes() -> list[NodeRow]:
     return [NodeRow(*rest, _seconds(beat)) for *rest, beat in rows]
 
 
-def _gpus() -> dict[str, list[GpuLine]]:
+def _changed(nodes: list[NodeRow], before: Rows) -> list[str] | None:
+    """Nodes that are not as they were; None for more than are worth being named."""
+    were = {node.id: node for node in before.nodes}
+    found = [node.id for node in nodes if were.get(node.id) != node]
+    return found if len(found) <= _NAMED else None
+
+
+def _kept(
+    nodes: list[NodeRow], before: dict[str, list[T]], read: dict[str, list[T]], changed: list[str] | None
+) -> dict[str, list[T]]:
+    """The old of all nodes with what was read of the changed ones."""
+    if changed is None:
+        return read
+    again = set(changed)
+    return {n.id: (read if n.id in again else before).get(n.id, []) for n in nodes}
+
+
+def _gpus(of: list[str] | None) -> dict[str, list[GpuLine]]:
     found: dict[str, list[GpuLine]] = defaultdict(list)
     columns = ("node_id", "index", "name", "utilisation", "vram_total", "vram_free", "temperature_c")
-    rows = Gpu.objects.order_by("node_id", "index").values_list(*columns)
+    rows = _of(Gpu.objects.order_by("node_id", "index"), of).values_list(*columns)
     for node, index, name, utilisation, total, free, temperature in rows:
         used = max(0, total - free)
         line = GpuLine(index, name, _percent(utilisation), used, total, _whole(temperature))
@@ -94,12 +122,16 @@ def _gpus() -> dict[str, list[GpuLine]]:
     return found
 
 
-def _models() -> dict[str, list[ModelRow]]:
+def _models(of: list[str] | None) -> dict[str, list[ModelRow]]:
     found: dict[str, list[ModelRow]] = defaultdict(list)
     columns = ("node_id", "name", "state", "progress", "slots", "reason")
-    for node, *rest in NodeModel.objects.order_by("node_id", "name").values_list(*columns):
+    for node, *rest in _of(NodeModel.objects.order_by("node_id", "name"), of).values_list(*columns):
         found[node].append(ModelRow(*rest))
     return found
+
+
+def _of(rows: QuerySet[Any], nodes: list[str] | None) -> QuerySet[Any]:
+    return rows if nodes is None else rows.filter(node_id__in=nodes or [""])
 
 
 def _jobs() -> list[JobLine]:

@@ -56,7 +56,7 @@ def _state(request: HttpRequest) -> State:
     here: hub.Hub | None = getattr(request, "scope", {}).get("state", {}).get(hub.STATE)
     if here and here.state and time.time() - here.state.at < _FRESH_SECONDS:
         return here.state
-    state, _ = collecting.build(async_to_sync(_wire)(), rows.read, None, lambda _: None)
+    state, _ = collecting.build(async_to_sync(_wire)(), rows.read)
     return state
 
 

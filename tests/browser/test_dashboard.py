@@ -51,7 +51,7 @@ def test_it_moves_while_a_job_runs_and_a_range_is_picked(page, cluster):
     thread.join()
     expect(jobs).to_contain_text("Nothing runs and nothing waits", timeout=PATIENCE)
     expect(page.locator("[data-part=figures]")).to_contain_text("1 in the last minute", timeout=PATIENCE)
-    page.get_by_text("5m", exact=True).click()
+    page.get_by_role("radio", name="5m").check()
     chart = page.locator("[data-chart=requests]")
     expect(chart.locator("canvas")).to_be_visible(timeout=40_000)
     expect(chart.locator("p")).to_contain_text(re.compile(r"requests: now .*, most 0\.1"), timeout=40_000)

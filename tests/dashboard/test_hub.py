@@ -67,7 +67,7 @@ async def test_without_redis_it_says_so(desk, wire, hub):
 
 
 def test_without_the_ledger_it_shows_what_it_said_last():
-    def away() -> rows.Rows:
+    def away(_) -> rows.Rows:
         raise OperationalError
 
     before = rows.Rows(running=7)
@@ -93,6 +93,12 @@ def test_the_ledger_is_asked_a_constant_number_of_times(many, django_assert_num_
     with django_assert_num_queries(12):
         found = rows.read()
     assert (len(found.nodes), found.running, found.waiting) == (many, many, many)
+    NodeModel.objects.filter(node=nodes[0]).update(state="failed")
+    Node.objects.filter(pk=nodes[0].pk).update(last_beat_at="2026-01-01T00:00:00Z")
+    with django_assert_num_queries(12):
+        again = rows.read(found)
+    assert [m.state for n in again.nodes for m in again.models[n.id]] == ["failed", *["ready"] * (many - 1)]
+    assert all(again.gpus[n.pk] is found.gpus[n.pk] for n in nodes[1:])  # not read again
     assert len(found.jobs) == min(2 * many, rows.JOBS)
 
 
