@@ -132,7 +132,7 @@ async def watch(hub: Hub, pages: int, seconds: float) -> tuple[list[int], list[l
     encode = msgspec.json.Encoder().encode
 
     async def page(number: int) -> list[int]:
-        visitor, told, sizes = Visitor(View(page=1 + number % 5)), Rendered(), []
+        visitor, told, sizes = Visitor(View(page=1 + number % 5)), Rendered(), list[int]()
         hub.join(visitor)
         while True:
             try:

@@ -86,7 +86,7 @@ def read(before: Rows | None = None) -> Rows:
 
 
 def _nodes() -> list[NodeRow]:
-    columns = (
+    columns: Any = (
         *("id", "name", "state", "state_reason", "cpu_usage", "memory_used", "memory_budget"),
         *("disk_free", "in_flight", "last_beat_at"),
     )
@@ -179,10 +179,8 @@ def _of_jobs() -> list[Event]:
 
 def _of_keys() -> list[Event]:
     revoked = ApiKey.objects.filter(revoked_at__isnull=False).order_by("-revoked_at")
-    return [
-        feed.of_key(at.timestamp(), *rest)
-        for at, *rest in revoked.values_list("revoked_at", "id", "name")[:5]
-    ]
+    rows = revoked.values_list("revoked_at", "id", "name")[:5]
+    return [feed.of_key(at.timestamp(), key, name) for at, key, name in rows if at]
 
 
 def _seconds(moment: datetime.datetime | None) -> float | None:
