@@ -86,11 +86,11 @@ def read(before: Rows | None = None) -> Rows:
 
 
 def _nodes() -> list[NodeRow]:
-    columns: Any = (
+    columns = (
         *("id", "name", "state", "state_reason", "cpu_usage", "memory_used", "memory_budget"),
         *("disk_free", "in_flight", "last_beat_at"),
     )
-    rows = Node.objects.exclude(state=NodeState.REVOKED).order_by("name").values_list(*columns)
+    rows: Any = Node.objects.exclude(state=NodeState.REVOKED).order_by("name").values_list(*columns)
     return [NodeRow(*rest, _seconds(beat)) for *rest, beat in rows]
 
 

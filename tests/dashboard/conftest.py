@@ -22,8 +22,12 @@ PATIENCE = 10
 class Page:
     """An open page, as far as its socket is concerned."""
 
-    def __init__(self, hub: Hub | None, cookie: str = "", query: str = "", origin: str = "http://testserver"):
-        headers = [(b"host", b"testserver"), (b"origin", origin.encode()), (b"cookie", cookie.encode())]
+    def __init__(
+        self, hub: Hub | None, cookie: str = "", query: str = "", origin: str | None = "http://testserver"
+    ):
+        headers = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
+        if origin is not None:
+            headers.append((b"origin", origin.encode()))
         scope = {
             "type": "websocket",
             "path": "/ws/dashboard",

@@ -101,6 +101,17 @@ async def test_another_site_may_not_ride_on_a_session(hub, staff, origin):
     assert hub.visitors == 0
 
 
+async def test_what_is_no_browser_needs_a_session_all_the_same(hub, staff):
+    for cookie, code in ((staff, 0), ("", consumer.REFUSED)):
+        page = Page(hub, cookie, origin=None)
+        assert await page.open()
+        if code:
+            assert await page.closed() == code
+        else:
+            assert (await page.message())["parts"]
+            await page.close()
+
+
 @pytest.mark.parametrize("what", ["deactivated", "logged out", "no staff any more"])
 async def test_who_may_no_longer_watch_is_sent_away(hub, staff, monkeypatch, what):
     monkeypatch.setattr(DashboardConsumer, "asked_again_seconds", 0.1)
