@@ -40,15 +40,16 @@ test: ## unit and journey tests on SQLite, then the database's part on PostgreSQ
 	$(PY) -m pytest -m "not vllm" --ignore=tests/conformance $(ARGS)
 	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(POSTGRES_TESTS) $(ARGS)
 
-test-vllm: ## the journey on real vLLM (minutes)
+test-vllm: ## journeys on real vLLM, and the official clients against it (minutes)
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
-	$(PY) -m pytest -m vllm $(ARGS)
+	@$(PY) -m tests.conformance.environments openai2 openai3 node
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest -m vllm $(ARGS)
 
 conformance: ## OpenAI's own clients, LangChain, LiteLLM and schemathesis against a cluster, each as installed
 	$(DEV_ENV)
 	@$(PY) -m tests.conformance.environments
-	CONFORMANCE_REQUIRED=1 $(PY) -m pytest tests/conformance $(ARGS)
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest -m "not vllm" tests/conformance $(ARGS)
 
 lint: ## ruff and mypy
 	$(DEV_ENV)
