@@ -29,7 +29,7 @@ def as_chat(body: dict[str, Any]) -> dict[str, Any]:
     if form.get("type") == "json_schema":
         form = {"type": "json_schema", "json_schema": {"schema": form["schema"]}}
     tools = [{"function": tool} for tool in body.get("tools") or ()]
-    kept = {
+    kept: dict[str, Any] = {
         name: body[name] for name in ("model", "stream", "tool_choice", "temperature", "stop") if name in body
     }
     return {

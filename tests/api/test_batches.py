@@ -235,6 +235,13 @@ async def test_a_bad_batch_is_refused(serve, changes, expected):
     assert await Batch.objects.acount() == 0
 
 
+@pytest.mark.parametrize("endpoint", ["/v1/completions", "/v1/responses", "/v1/embeddings"])
+async def test_a_batch_may_be_for_each_path_that_takes_a_models_time(serve, endpoint):
+    ann = await caller()
+    client = await serve()
+    assert (await open_batch(client, ann, endpoint=endpoint)).json()["endpoint"] == endpoint
+
+
 async def test_a_batch_is_told_how_long_its_output_is_kept(serve):
     ann = await caller()
     client = await serve()

@@ -396,14 +396,14 @@ def test_what_a_batch_writes_may_be_kept_for_less(key):
     file = stored(key, line("a"))
     batch = batches.create(key.pk, file.id, TEXT, {}, output_seconds=3600)
     turn(batch)
-    complete(*under_way(batch))
+    complete(under_way(batch)[0])
     before = timezone.now()
     turn(batch)
     output = StoredFile.objects.get(pk=batch.output_file)
     assert 3600 <= (output.expires_at - before).total_seconds() < 3700
     usual = begun(key, line("a"))
     turn(usual)
-    complete(*under_way(usual))
+    complete(under_way(usual)[0])
     turn(usual)
     kept = StoredFile.objects.get(pk=usual.output_file)
     assert (kept.expires_at - kept.created_at).total_seconds() > 6 * 86400
