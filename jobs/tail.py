@@ -171,10 +171,12 @@ class Tail:
 
     def drop_oldest(self) -> None:
         part = self._parts.popleft()
-        self.dropped += len(chunks_in(part))
+        # As many as `chunks_in` would find: what is JSON has no line feeds.
+        self.dropped += part.startswith(b"data:") + part.count(b"\n\ndata:") - part.endswith(b"[DONE]\n\n")
         self.first += 1
-        self.size -= len(part) + _PART_COSTS
-        self._among.size -= len(part) + _PART_COSTS
+        cost = len(part) + _PART_COSTS
+        self.size -= cost
+        self._among.size -= cost
 
     def clear(self) -> None:
         """Keep nothing of it."""
@@ -265,14 +267,17 @@ class Tails:
             tail.clear()
 
     def trim(self, tail: Tail) -> None:
-        """Make room: of streams that have ended first, then of the one that has just grown. When memory is
-        short each may have the same, and at least its newest part."""
+        """Make room: of streams that have ended first, then of the one that has just grown, more than is
+        needed now so that it is not asked for with each part. When memory is short each may have as much as
+        any other, and at least its newest part."""
         while self.size > self.most and self._over:
             self._over.pop(next(iter(self._over)))[1].clear()
         fair = self.each
         if self.size > self.most:
             fair = min(self.each, self.most // (len(self._live) or 1))
-        while len(tail) > 1 and (tail.size > fair or self.size > self.most):
+        if tail.size > fair:
+            fair -= fair // 16
+        while (tail.size > fair or self.size > self.most) and len(tail) > 1:
             tail.drop_oldest()
 
 

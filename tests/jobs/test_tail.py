@@ -139,6 +139,22 @@ def test_what_streamed_nothing_is_not_kept():
     assert tail.standing.ended
 
 
+def test_what_is_dropped_counts_as_what_is_read():
+    tail = Tails().begin(job(), 1)
+    parts = [
+        b": hi\n\n",
+        part(1),
+        part(2, 3),
+        b": hi\n\n" + part(4),
+        b'data: {"x":"data:"}\n\ndata: [DONE]\n\n',
+    ]
+    for data in parts:
+        tail.add(data)
+    for count, data in enumerate(parts, 1):
+        tail.drop_oldest()
+        assert tail.dropped == sum(len(chunks_in(p)) for p in parts[:count]), data
+
+
 async def test_whoever_waits_is_woken_by_parts_and_by_states():
     tail = Tails().begin(job(), 1)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -71,11 +73,15 @@ def watch(port: int, job: str, key: str, after: int = 0) -> ClientConnection:
 def rest(socket: ClientConnection, patience: float = 30) -> tuple[list[dict[str, Any]], int, str]:
     """All messages to the end, the close code and its reason."""
     seen: list[dict[str, Any]] = []
-    with pytest.raises(ConnectionClosed) as closed:
+    seen.extend(json.loads(message) for message in _until_closed(socket, patience))
+    assert socket.close_code
+    return seen, socket.close_code, socket.close_reason or ""
+
+
+def _until_closed(socket: ClientConnection, patience: float) -> Iterator[str | bytes]:
+    with contextlib.suppress(ConnectionClosed):
         while True:
-            seen.append(json.loads(socket.recv(timeout=patience)))
-    assert closed.value.rcvd
-    return seen, closed.value.rcvd.code, closed.value.rcvd.reason
+            yield socket.recv(timeout=patience)
 
 
 def chunks(messages: list[dict[str, Any]]) -> list[tuple[int, Any]]:
@@ -138,7 +144,7 @@ def test_an_asynchronous_job_ends_with_its_result(pair):
         messages, code, _ = rest(socket)
     assert (messages[-1]["event"], messages[-1]["state"], code) == ("end", "completed", 1000)
     assert messages[-1]["result"]["usage"]["completion_tokens"] == 5
-    assert {m["event"] for m in messages[:-1]} == {"state"}
+    assert {m["event"] for m in messages[:-1]} <= {"state"}  # none if it was fast
 
 
 def test_a_process_that_stops_says_so_and_one_that_dies_is_told_by_the_ledger(pair):
@@ -147,14 +153,14 @@ def test_a_process_that_stops_says_so_and_one_that_dies_is_told_by_the_ledger(pa
     caller = Caller(cluster, 2000)
     with watch(second, caller.job, cluster.key) as socket:
         assert json.loads(socket.recv(timeout=30))["event"] == "state"
-        cluster.web[1].process.send_signal(signal.SIGTERM)
+        os.kill(cluster.web[1].pid, signal.SIGTERM)
         assert rest(socket)[1] == 1012
     cluster.until(lambda: not cluster.web[1].alive, "the process has stopped", 30)
     cluster.start_web(second)
     with watch(second, caller.job, cluster.key) as socket:
         while not chunks([json.loads(socket.recv(timeout=30))]):
             pass
-        cluster.web[0].process.kill()
+        cluster.web[0].kill()
         messages, code, _ = rest(socket, 90)  # one that dies is taken for gone after some 20 s
     assert (messages[-1]["event"], code) == ("end", 1000)
     assert messages[-1]["error"]["code"] == "coordinator_lost"
