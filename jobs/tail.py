@@ -44,12 +44,13 @@ class _Watched(Protocol):
     """What a tail reads of its job."""
 
     id: str
-    state: str  # type: ignore[assignment]
     error_code: str
     error_message: str
     prompt_tokens: int
     completion_tokens: int
 
+    @property
+    def state(self) -> str: ...
     @property
     def node(self) -> str: ...
 

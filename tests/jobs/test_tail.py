@@ -55,7 +55,8 @@ def test_a_reader_takes_a_bounded_piece_at_a_time():
     tail = Tails().begin(job(), 1)
     for n in range(1, 7):
         tail.add(part(n))
-    reader, seen = Reader(tail), []
+    reader = Reader(tail)
+    seen: list[int] = []
     while not reader.at_end:
         batch = reader.take(most_bytes=12)
         assert batch.before == len(seen)
