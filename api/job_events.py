@@ -73,8 +73,8 @@ class JobEvents:
             if seen is None:
                 raise ApiError("job_not_found", "No such job.")
             seen_ended = seen.ended
-            if not seen_ended and (message := await self._state(job.pk, seen.state, seen.node)):
-                yield message
+            if not seen_ended and (state := await self._state(job.pk, seen.state, seen.node)):
+                yield state
         async for message in self._ended(job.pk):
             yield message
 

@@ -1,5 +1,5 @@
-"""What it costs every stream that somebody might watch it: the processor's time for one chunk, from the mailbox
-to the job, with and without the tail that is kept. Rounds take turns; the medians are printed in microseconds.
+"""What it costs every stream that somebody might watch it: the processor's time for a chunk on its way to the
+job, with and without the tail that is kept. Rounds take turns; the medians are printed in microseconds.
 
     .venv/bin/python -m benchmarks.watching
 """

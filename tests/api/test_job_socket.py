@@ -437,7 +437,7 @@ async def test_the_log_has_a_line_with_the_id_and_without_the_query(place, caplo
         assert (b"x-request-id", b"mine") in watcher.accepted["headers"]
         await watcher.next()
         await watcher.leave()
-    (fields,) = [r.fields for r in caplog.records if r.name == "gputorrent.access"]  # type: ignore[attr-defined]
+    (fields,) = [r.fields for r in caplog.records if r.name == "gputorrent.access"]
     assert fields.pop("ms") > 0
     assert fields == {
         "method": "WEBSOCKET", "path": f"/ws/jobs/{work.job}", "status": 101, "closed": 1001,
