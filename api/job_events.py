@@ -99,6 +99,8 @@ class JobEvents:
                 message = await self._state(job_id, standing.state, self._name_of(standing.node))
                 if message:
                     yield message
+                if kept.version != seen:
+                    continue  # it may have got a node meanwhile, which is told before its chunks
             while True:
                 batch = reader.take()
                 self._seq = reader.seq
