@@ -29,6 +29,7 @@ from nodes.view import Snapshot
 from worker_agent.contract import ModelState
 
 MOST_MODELS = 30
+_AT_ONCE = 100
 _WORKERS = "rq:workers"
 _Tokens = Callable[[str], int | None]
 
@@ -91,7 +92,9 @@ class Cards:
     def of(self, rows: Rows, wire: Wire) -> list[NodeCard]:
         """A card for each node; the same object where nothing has changed."""
         made = {}
-        for node in rows.nodes:
+        for number, node in enumerate(rows.nodes):
+            if not number % _AT_ONCE:
+                time.sleep(0)  # lets the loop's thread go first
             models = rows.models.get(node.id, [])
             places = [f"{node.id}/{m.name}" for m in models]
             loads = [wire.loads.get(place, 0) for place in places]
