@@ -91,7 +91,7 @@ def _nodes() -> list[NodeRow]:
         *("disk_free", "in_flight", "last_beat_at"),
     )
     rows: Any = Node.objects.exclude(state=NodeState.REVOKED).order_by("name").values_list(*columns)
-    return [NodeRow(*rest, _seconds(beat)) for *rest, beat in rows]
+    return [NodeRow(*rest, beat_at=_seconds(beat)) for *rest, beat in rows]
 
 
 def _changed(nodes: list[NodeRow], before: Rows) -> list[str] | None:
