@@ -40,6 +40,7 @@ _KEPT_MS = 10_000
 _LOOK_SECONDS = 0.25
 _ROUND_SECONDS = 0.5
 _SLOWEST_SECONDS = 2.0
+_WHOLE_SECONDS = 10.0  # how often rows are read whose node has not changed: somebody may edit them in place
 _SHARE = 10  # rounds take at most one part in so many of a core, unless even the slowest take more
 
 
@@ -66,7 +67,7 @@ class Hub:
         self._renderer, self._recent, self._cards = Renderer(), Recent(), Cards()
         self._rows: Rows | None = None
         self._version: bytes | None = None
-        self._begun = self._spent = self._next_round = 0.0
+        self._begun = self._spent = self._next_round = self._whole_from = 0.0
         self._drawn: Mapping[View, Rendered] = {}
         self.state: State | None = None
         """The last one that is known here."""
@@ -162,8 +163,16 @@ class Hub:
         d = self._dispatcher
         wire = await collecting.ask(d.pipe, d.outlook.snapshot, self._recent)
 
+        now = time.monotonic()
+        whole = now >= self._whole_from
+        if whole:
+            self._whole_from = now + _WHOLE_SECONDS
+
+        def ask(before: Rows | None) -> Rows:
+            return rows.read(None if whole else before)
+
         def make() -> tuple[State, Rows, bytes]:
-            made, read = collecting.build(wire, rows.read, self._rows, self._tokens, self._cards)
+            made, read = collecting.build(wire, ask, self._rows, self._tokens, self._cards)
             return made, read, state.encode(made)
 
         try:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
+    beat_at: float | None
     id: str
     name: str
     state: str
@@ -38,7 +39,6 @@ class NodeRow:
     memory_budget: int
     disk_free: int
     in_flight: int
-    beat_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,11 @@ def read(before: Rows | None = None) -> Rows:
 
 def _nodes() -> list[NodeRow]:
     columns = (
-        *("id", "name", "state", "state_reason", "cpu_usage", "memory_used", "memory_budget"),
-        *("disk_free", "in_flight", "last_beat_at"),
+        *("last_beat_at", "id", "name", "state", "state_reason", "cpu_usage", "memory_used", "memory_budget"),
+        *("disk_free", "in_flight"),
     )
     rows: Any = Node.objects.exclude(state=NodeState.REVOKED).order_by("name").values_list(*columns)
-    return [NodeRow(*rest, beat_at=_seconds(beat)) for *rest, beat in rows]
+    return [NodeRow(_seconds(beat), *rest) for beat, *rest in rows]
 
 
 def _changed(nodes: list[NodeRow], before: Rows) -> list[str] | None:

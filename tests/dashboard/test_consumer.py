@@ -8,6 +8,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
+from django.db import transaction
 
 from dashboard import consumer
 from dashboard.consumer import DashboardConsumer
@@ -24,6 +25,15 @@ async def page(hub, staff):
     assert await found.open()
     yield found
     await found.close()
+
+
+@transaction.atomic
+def registered() -> Node:
+    """A node with a GPU and a model, all at once as the registry writes it."""
+    node = Node.objects.create(pk="a" * 16, name="lab-a", state=NodeState.ONLINE, incarnation=1)
+    NodeModel.objects.create(node=node, name="m", state="ready", slots=4)
+    Gpu.objects.create(node=node, index=0, uuid="u", name="RTX", vram_total=2**34, vram_free=2**33)
+    return node
 
 
 async def stored(**changes) -> Node:
@@ -43,9 +53,7 @@ async def test_the_state_comes_first_and_then_what_changes(page):
 
 async def test_a_job_and_its_node_are_shown_while_it_runs(page, wire):
     ScriptedNode(wire)
-    node = await stored()
-    await NodeModel.objects.acreate(node=node, name="m", state="ready", slots=4)
-    await Gpu.objects.acreate(node=node, index=0, uuid="u", name="RTX", vram_total=2**34, vram_free=2**33)
+    node = await sync_to_async(registered)()
     await page.until(lambda p: p.order == [node.pk])
     assert "8.0 of 16.0 GiB" in page.cards[node.pk]
     job = await Job.objects.acreate(pk="0" * 24 + "cafecafe", model="m", node=node, state=JobState.RUNNING)

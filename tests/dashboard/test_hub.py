@@ -104,7 +104,7 @@ def test_the_ledger_is_asked_a_constant_number_of_times(many, django_assert_num_
 
 def test_a_node_that_has_only_just_spoken_may_still_take_its_lease(settings):
     settings.LEASE_SECONDS = 6
-    node = rows.NodeRow("a", "a", "online", "", 0, 0, 0, 0, 0, beat_at=100.0)
+    node = rows.NodeRow(100.0, "a", "a", "online", "", 0, 0, 0, 0, 0)
     looks = [(105.0, frozenset()), (107.0, frozenset()), (107.0, frozenset({"a"})), (107.0, None)]
     shown = [collecting.shown(node, Wire(at, leased)) for at, leased in looks]
     assert shown == ["online", "silent", "online", "online"]
