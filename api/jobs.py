@@ -92,13 +92,13 @@ class JobView(APIView):
 
     async def get(self, request: Request, job: str) -> Response:
         here, caller = _who(request)
-        return Response(await _record(here, await _find(here, job, caller), caller))
+        return Response(await _record(here, await find(here, job, caller), caller))
 
     async def delete(self, request: Request, job: str) -> Response:
         here, caller = _who(request)
-        found = await _find(here, job, caller)
+        found = await find(here, job, caller)
         await cancelling.cancel(here.dispatcher, found)
-        return Response(await _record(here, await _find(here, job, caller), caller))
+        return Response(await _record(here, await find(here, job, caller), caller))
 
 
 def _mark(wanted: Wish, key: str | None) -> Mark | None:
@@ -151,7 +151,7 @@ def _reader(caller: Caller) -> Reader:
     return Reader(caller.key, caller.staff)
 
 
-async def _find(here: Gateway, job: str, caller: Caller) -> Job:
+async def find(here: Gateway, job: str, caller: Caller) -> Job:
     """The job's row, as new as may be. Raises `ApiError` 404."""
     job_id = records.plain_id(job)
     if job_id is not None:
