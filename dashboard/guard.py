@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any
 
@@ -15,7 +15,7 @@ from api.errors import ApiError, of_exception
 from api.views import respond
 
 Page = Callable[..., HttpResponse]
-Door = Callable[..., Awaitable[HttpResponseBase]]
+Door = Callable[..., Coroutine[Any, Any, HttpResponseBase]]
 
 
 def page(permission: str, purpose: str) -> Callable[[Page], Page]:

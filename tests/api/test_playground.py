@@ -34,9 +34,10 @@ class Session:
         """Look at the page, which gives scripts their CSRF token."""
         page = await self.client.get(PAGE, headers=self.headers)
         assert page.status_code == 200, page.text[:500]
-        token = re.search(r'data-csrf="(\w+)"', page.text)[1]
+        token = re.search(r'data-csrf="(\w+)"', page.text)
+        assert token
         self.headers["Cookie"] += f"; csrftoken={page.cookies['csrftoken']}"
-        self.headers["X-CSRFToken"] = token
+        self.headers["X-CSRFToken"] = token[1]
         return self
 
     async def ask(self, path: str = CHAT, **changes):

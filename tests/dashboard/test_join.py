@@ -111,7 +111,13 @@ def operator(db, wire, quick, client):
 
 
 def secret_in(page) -> str:
-    return re.search(r"gte-[\w-]{43}", page.content.decode())[0]
+    return found_in(page, r"gte-[\w-]{43}")
+
+
+def found_in(page, pattern: str) -> str:
+    found = re.search(pattern, page.content.decode())
+    assert found, pattern
+    return found[0]
 
 
 def test_the_token_is_made_as_asked_shown_once_and_noted(operator):
@@ -120,6 +126,7 @@ def test_the_token_is_made_as_asked_shown_once_and_noted(operator):
     assert "no-store" in page.headers["Cache-Control"]
     row = EnrolmentToken.objects.get()
     assert (row.note, row.max_uses, row.needs_approval) == ("Anna's", 3, True)
+    assert row.expires_at
     assert 23 < (row.expires_at - row.created_at).total_seconds() / 3600 <= 24
     secret = secret_in(page)
     again = operator.get(f"/admin/join/{row.pk}/")
@@ -156,7 +163,7 @@ def test_the_page_follows_a_host_to_its_first_model(operator):
     token = EnrolmentToken.objects.get()
     told_of = lambda: operator.get(f"/admin/join/{token.pk}/state").json()  # noqa: E731
     assert (told_of()["nodes"], told_of()["fetched_at"]) == ([], None)
-    wheel = re.search(r"/agent/[^?]+\?join=\d+", page.content.decode())[0]
+    wheel = found_in(page, r"/agent/[^?]+\?join=\d+")
     assert operator.get(wheel).status_code == 200
     assert told_of()["fetched_at"] is not None
 

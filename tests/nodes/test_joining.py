@@ -96,6 +96,7 @@ def test_the_wheel_is_the_same_bytes_each_time_and_served_by_its_own_name(client
 def test_what_is_in_the_wheel_runs_and_nothing_else_is_in_it(tmp_path):
     archive = zipfile.ZipFile(BytesIO(agent_wheel.wheel().content))
     names = archive.namelist()
+    assert {each.date_time for each in archive.infolist()} == {(2026, 1, 1, 0, 0, 0)}  # not when it was made
     assert {name.split("/")[0].split("-")[0] for name in names} == {"worker_agent", "gputorrent_agent"}
     metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
     assert "Requires-Dist: msgspec" in metadata
