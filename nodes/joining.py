@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
+from django.conf import settings
 from django.utils import timezone
 from msgspec import Struct
 
@@ -36,9 +37,11 @@ class Step(Struct, frozen=True):
 # -- pure ------------------------------------------------------------------------------------------------
 
 
-def steps(node: Node, models: Sequence[NodeModel], connected: bool | None) -> list[Step]:
+def steps(
+    node: Node, models: Sequence[NodeModel], connected: bool | None, silent: bool = False
+) -> list[Step]:
     """From its registration to its first model that answers. `connected`: its lease is alive in Redis; None:
-    nobody knows."""
+    nobody knows. `silent`: no heartbeat has come for too long."""
     gpus = ", ".join(g.name for g in node.gpus.all()) or "no GPU"
     found = [Step("Registered", DONE, f"{node.name}: {node.hostname}, {gpus}")]
     if node.state == NodeState.REVOKED:
@@ -47,16 +50,18 @@ def steps(node: Node, models: Sequence[NodeModel], connected: bool | None) -> li
         found.append(Step("Approved", NOW, "It waits for you: approve it, and it gets work."))
     else:
         found.append(Step("Approved", DONE, "It may take work."))
-    found.append(_connection(node, connected))
+    found.append(_connection(node, connected, silent))
     found.append(_first_model(models, node.state == NodeState.GONE))
     return found
 
 
-def _connection(node: Node, connected: bool | None) -> Step:
+def _connection(node: Node, connected: bool | None, silent: bool) -> Step:
     if node.state == NodeState.GONE:
         return Step("Connected", FAILED, f"The agent has stopped ({node.state_reason}): start it again.")
     if connected:
         return Step("Connected", DONE, "It reads its work from Redis.")
+    if silent:
+        return Step("Connected", FAILED, "It has not been heard of for a while: does the agent still run?")
     if connected is None:
         return Step("Connected", NOW, "Redis does not answer the coordinator at the moment.")
     return Step(
@@ -108,9 +113,12 @@ def report(token: EnrolmentToken) -> dict[str, Any]:
     """How far everybody is who was given this token. Times are seconds since the epoch. Five queries."""
     nodes = list(token.nodes.prefetch_related("gpus", "models").order_by("-enrolled_at")[:MOST_NODES])
     leases, at = _wire(token.pk, [node.pk for node in nodes])
+    late = timezone.now() - datetime.timedelta(seconds=settings.UNHEALTHY_AFTER_SECONDS)
     shown = []
     for node in nodes:
-        found = steps(node, list(node.models.all()), leases.get(node.pk) if leases is not None else None)
+        connected = leases.get(node.pk) if leases is not None else None
+        silent = node.last_beat_at is not None and node.last_beat_at < late
+        found = steps(node, list(node.models.all()), connected, silent)
         shown.append(
             {
                 "id": node.pk,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import zipfile
 from io import BytesIO
 
 import pytest
+from django.utils import timezone
 
 from nodes import agent_wheel, joining
 from nodes.joining import DONE, FAILED, NOW, WAITING
@@ -53,6 +55,8 @@ def test_a_node_that_waits_for_approval_cannot_reach_redis_or_is_gone_is_not_don
     node, _ = enrol(name="two")
     assert states(node, connected=False) == [DONE, DONE, NOW, DONE]
     assert states(node, connected=None) == [DONE, DONE, NOW, DONE]
+    assert joining.steps(node, [], False, silent=True)[2].state == FAILED
+    assert joining.steps(node, [], True, silent=True)[2].state == DONE  # the lease is the newer sign
     node.state = NodeState.GONE
     assert states(node) == [DONE, DONE, FAILED, WAITING]
     node.state = NodeState.REVOKED
@@ -65,6 +69,9 @@ def test_the_report_reads_leases_and_does_not_grow_with_nodes(wire, django_asser
     assert not joining.report(token)["nodes"][0]["ready"]
     wire.set(lease_key(node.pk), "1")
     assert joining.report(token)["nodes"][0]["ready"]
+    wire.delete(lease_key(node.pk))
+    Node.objects.filter(pk=node.pk).update(last_beat_at=timezone.now() - datetime.timedelta(hours=1))
+    assert joining.report(token)["nodes"][0]["steps"][2].state == FAILED
     for number in range(3):
         other, _ = enrol(name=f"n{number}")
         Node.objects.filter(pk=other.pk).update(token=token)

@@ -149,10 +149,11 @@ async function record(turn, asking, seen) {
 function figures(turn, asking, seen, found) {
   const streamed = seen.last > seen.first;
   const timings = found?.timings_ms;
-  const first = streamed ? seen.first - seen.begun : timings?.first_token;
   const whole = timings?.total - timings?.first_token;
   const seconds = (streamed ? seen.last - seen.first : whole) / 1000;
   const usage = seen.usage ?? found?.usage;
+  const answered = usage?.completion_tokens ? timings?.first_token : 0; // a refusal has no token
+  const first = streamed ? seen.first - seen.begun : answered;
   const rate = usage?.completion_tokens > 1 && seconds > 0 ? (usage.completion_tokens - 1) / seconds : 0;
   const job = asking.job && { text: asking.job };
   if (job && options.record) job.href = options.record.replace(options.anyJob, asking.job);
