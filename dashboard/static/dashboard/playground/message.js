@@ -9,7 +9,7 @@ function element(name, className, text) {
 
 export function asked(text) {
   const article = element("article", "user");
-  article.append(element("h3", "", "You"), element("div", "text", text));
+  article.append(element("h2", "", "You"), element("div", "text", text));
   return article;
 }
 
@@ -25,7 +25,7 @@ export class Answer {
     this.text = document.createTextNode("");
     text.append(this.text);
     this.figures = element("dl", "figures");
-    this.article.append(element("h3", "", model), this.thinking, text, this.figures);
+    this.article.append(element("h2", "", model), this.thinking, text, this.figures);
   }
 
   add(text) {
