@@ -66,6 +66,12 @@ def find(job_id: str, reader: Reader) -> Job | None:
     return rows.prefetch_related("attempts__node").first()
 
 
+def ended_before(job: Job, seconds: float) -> bool:
+    """Whether a job has ended, longer ago than that."""
+    ended = job.state in TERMINAL and job.finished_at is not None
+    return ended and (timezone.now() - job.finished_at).total_seconds() > seconds  # type: ignore[operator]
+
+
 def page(wanted: Wanted, reader: Reader) -> dict[str, Any]:
     """Jobs, newest first, as a list of OpenAI's (``has_more``, ``first_id``, ``last_id``)."""
     rows = reader.jobs().filter(_matching(wanted)).order_by("-id").defer("request", "result")

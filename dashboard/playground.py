@@ -67,11 +67,12 @@ async def job(request: HttpRequest, job: str) -> HttpResponseBase:
     """``GET /admin/playground/jobs/{id}``: the record of a job of this user's; ``DELETE``: end it."""
     here = _gateway(request)
     caller = await signed_in.caller_of(here, request)
-    found = await jobs.find(here, job, caller)
+    reader = Reader(caller.key, caller.staff)
+    found = await jobs.find(here, job, reader)
     if request.method == "DELETE":
         await cancelling.cancel(here.dispatcher, found)
-        found = await jobs.find(here, job, caller)
-    return JsonResponse(records.summary(found, Reader(caller.key, caller.staff)))
+        found = await jobs.find(here, job, reader)
+    return JsonResponse(records.summary(found, reader))
 
 
 def _gateway(request: HttpRequest) -> Gateway:

@@ -22,8 +22,8 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 def any_free(host: str = "127.0.0.1") -> int:
     """A port that was free a moment ago.
 
-    From below those that systems give to outgoing connections (32768 and up on Linux, 49152 elsewhere): one of
-    those may be taken by any program's next connection before a server gets to listen there.
+    From below those that systems give to outgoing connections (32768 and up on Linux, 49152 elsewhere): one
+    of those may be taken by any program's next connection before a server gets to listen there.
     """
     for _ in range(20):
         port = random.randint(20_000, 32_000)  # noqa: S311 - no secret
