@@ -137,12 +137,11 @@ def test_nothing_is_wider_than_the_screen(fresh_page, cluster, how):
     watched.log_in(cluster.admin_password)
     page = watched.open(f"/admin/playground/?model={quote(MODEL)}")
     expect(page.locator("#standing")).to_contain_text("loaded", timeout=PATIENCE_MS)
-    ask(page, "x" * 300)
-    ended(page, "Answering")
+    page.evaluate("document.getElementById('parameters').open = true")  # closed on a phone
+    ask(page, "x" * 300, max_tokens="20")
+    ended(page, "Done")
     for summary in page.locator("#shown summary").all():
         summary.click()
-    page.click("#stop")
-    ended(page, "Stopped")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
