@@ -19,7 +19,7 @@ from msgspec import Struct
 from jobs.board import Board
 from jobs.models import TERMINAL, Job, JobState
 
-_JOB_ID: Final = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
+_JOB_ID: Final = re.compile(r"(?:chatcmpl-|cmpl-|resp_)?([0-9a-f]{32})")
 _YOUNG_SECONDS: Final = 60.0
 
 

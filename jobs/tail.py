@@ -173,7 +173,7 @@ class Tail:
     def drop_oldest(self) -> None:
         part = self._parts.popleft()
         # As many as `chunks_in` would find: what is JSON has no line feeds.
-        self.dropped += part.startswith(b"data:") + part.count(b"\n\ndata:") - part.endswith(b"[DONE]\n\n")
+        self.dropped += part.startswith(b"data:") + part.count(b"\ndata:") - part.endswith(b"[DONE]\n\n")
         self.first += 1
         cost = len(part) + _PART_COSTS
         self.size -= cost
@@ -283,9 +283,10 @@ class Tails:
 
 
 def chunks_in(part: bytes) -> list[bytes]:
-    """The data of server-sent events, each as it came: JSON. Comments and ``[DONE]`` are none."""
+    """The data of server-sent events, each as it came: JSON. Comments and ``[DONE]`` are none. Those of
+    `/v1/responses` have their type in a line before the data, and in the data again."""
     return [
-        event[5:].strip()
+        event[event.index(b"data:") + 5 :].strip()
         for event in part.split(b"\n\n")
-        if event.startswith(b"data:") and not event.endswith(b"[DONE]")
+        if event.startswith((b"data:", b"event:")) and b"data:" in event and not event.endswith(b"[DONE]")
     ]

@@ -30,6 +30,11 @@ def numbers(batch: Batch) -> list[int]:
     return [int(chunk.strip(b'{}"n: ')) for chunk in batch.chunks]
 
 
+def test_chunks_of_typed_events_are_their_data():
+    whole = b': waiting\n\nevent: response.created\ndata: {"a":"event: data:"}\n\nevent: b\ndata: {"b":1}\n\n'
+    assert chunks_in(whole) == [b'{"a":"event: data:"}', b'{"b":1}']
+
+
 def test_chunks_are_the_events_with_data():
     whole = b': waiting\n\ndata: {"a":"x\\n\\n"}\n\ndata: {"b":1}\n\ndata: [DONE]\n\n'
     assert chunks_in(whole) == [b'{"a":"x\\n\\n"}', b'{"b":1}']
@@ -148,6 +153,7 @@ def test_what_is_dropped_counts_as_what_is_read():
         part(2, 3),
         b": hi\n\n" + part(4),
         b'data: {"x":"data:"}\n\ndata: [DONE]\n\n',
+        b'event: a\ndata: {"x":"data:"}\n\nevent: error\ndata: {}\n\n',
     ]
     for data in parts:
         tail.add(data)
