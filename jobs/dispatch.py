@@ -261,6 +261,7 @@ class Dispatcher:
                 wait_seconds=job.wait_limit,
                 tried=tried | decision.barred,
                 only=request.only,
+                others=decision.later if isinstance(decision, routing.Place) else None,
             )
         )
         try:
@@ -273,9 +274,10 @@ class Dispatcher:
             log.warning("redis unavailable error=%s job=%s", type(e).__name__, job.id)
             job.attempt_over("not_placed", "the broker is unavailable")
             raise BrokerUnavailable("the queue is unavailable for the moment") from None
-        turn.settle(answer.node if isinstance(answer, Placed) else "")
+        taken = decision.scored(answer.node) if isinstance(answer, Placed) else None
+        turn.settle(taken)
         if isinstance(answer, Placed):
-            job.why = next((str(s) for s in order if s.node == answer.node), "")
+            job.why = str(taken or "")
             self._placed(job, answer.node)
         elif isinstance(answer, Full):
             job.attempt_over("not_placed", "the queue is full")
