@@ -75,6 +75,9 @@ class Place:
         return found
 
 
+NOWHERE: Final = Place(())
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """No node has the model: ask this one to load it, and wait."""
