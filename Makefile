@@ -4,13 +4,17 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys bench-routing bench-fleet
+.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys bench-routing bench-fleet
 
 PY := .venv/bin/python
-CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
+CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
 ARGS ?=
 # Where the database matters.
 POSTGRES_TESTS ?= tests/api tests/jobs tests/nodes tests/journeys/test_asynchronous_jobs.py tests/journeys/test_nodes.py
+
+# Two at a time, since most tests wait; those of one module stay together and share its cluster. JOBS=0: one by one.
+JOBS ?= 2
+SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadscope
 
 # One recipe makes .venv; which lock it is made from decides what is in it. What developers need contains what
 # the server needs, so the larger environment serves for both.
@@ -37,8 +41,8 @@ up: ## the coordinator alone, in production mode, from the environment
 
 test: ## unit and journey tests on SQLite, then the database's part on PostgreSQL
 	$(DEV_ENV)
-	$(PY) -m pytest -m "not vllm" --ignore=tests/conformance $(ARGS)
-	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(POSTGRES_TESTS) $(ARGS)
+	$(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) --ignore=tests/conformance --ignore=tests/browser $(ARGS)
+	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) $(POSTGRES_TESTS) $(ARGS)
 
 test-vllm: ## the journey on real vLLM (minutes)
 	$(DEV_ENV)
@@ -49,6 +53,10 @@ conformance: ## OpenAI's own clients, LangChain, LiteLLM and schemathesis agains
 	$(DEV_ENV)
 	@$(PY) -m tests.conformance.environments
 	CONFORMANCE_REQUIRED=1 $(PY) -m pytest tests/conformance $(ARGS)
+
+browser: ## the admin and its live pages in Chromium, against a cluster
+	$(DEV_ENV)
+	BROWSER_REQUIRED=1 $(PY) -m pytest tests/browser $(ARGS)
 
 lint: ## ruff and mypy
 	$(DEV_ENV)

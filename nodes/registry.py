@@ -365,7 +365,7 @@ def goodbye(node: Node, message: Goodbye) -> None:
 
 
 def publish(node: Node) -> Node:
-    """Make the ledger's word on a node what routing sees. Returns the node as read, models and GPUs with it."""
+    """Make the ledger's word on a node what routing sees. Returns the node as it was read for that."""
     now = Node.objects.prefetch_related("models", "gpus").get(pk=node.pk)
     view.publish(blocking(), [view.of(now)])
     return now
