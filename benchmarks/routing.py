@@ -220,6 +220,34 @@ async def refreshes(desk: Desk, views: list[view.NodeView], beats: int, looks: i
     return here / looks * 1e3, there / looks * 1e3
 
 
+async def beside_waiting(waiting: int, count: int) -> tuple[float, float, float]:
+    """Microseconds of Redis for a reservation and its release of one model while so many requests wait for
+    another; the same for one that joins that queue; and milliseconds to look through all that wait."""
+    views = nodes(20)
+    full = structs.replace(views[0].models[0], name="full", slots=0)
+    populate([structs.replace(views[0], models=[*views[0].models, full]), *views[1:]])
+    desk = Desk()
+    blocking().set("gt:web:web", "1")
+
+    async def join(name: str) -> None:
+        item = work(name, model="full", reply="web")
+        answer = await desk.board.reserve(item, [views[0].id], tenant=name[-2:], wait_seconds=3600)
+        assert isinstance(answer, Waiting), answer
+
+    for at in range(0, waiting, 500):
+        await asyncio.gather(*(join(f"w{n}") for n in range(at, min(waiting, at + 500))))
+    _, place = await reserve(desk, count, "r")
+    before = redis_cpu()
+    for at in range(0, count, 16):
+        await asyncio.gather(*(join(f"x{n}") for n in range(at, min(count, at + 16))))
+    joining = (redis_cpu() - before) / count * 1e6
+    before = time.process_time()
+    assert len(await desk.board.waiting()) == waiting + count
+    through = (time.process_time() - before) * 1e3
+    await desk.client.aclose()
+    return place, joining, through
+
+
 def prompt_us(count: int = 2000) -> float:
     before = time.process_time()
     for n in range(count):
@@ -261,6 +289,14 @@ async def measure(chosen: argparse.Namespace) -> int:
             flush=True,
         )
     print(f"a chat of {len(CHAT)} messages is hashed and measured in {told['prompt_us']:.1f} us")
+    for waiting in chosen.waiting:
+        place, join, through = await beside_waiting(waiting, min(chosen.requests, 2000))
+        told[f"waiting_{waiting}"] = {"place_us": place, "join_us": join, "through_ms": through}
+        print(
+            f"{waiting:6} waiting: Redis takes {place:.0f} us to place and release, {join:.0f} us to let one"
+            f" wait; a web process {through:.0f} ms to look through them",
+            flush=True,
+        )
     print(json.dumps(told))
     most = told[str(max(chosen.nodes))]["decide_us"]
     print(f"at {max(chosen.nodes)} nodes routing takes {most:.1f} us a request (goal: below {GOAL_US:.0f})")
@@ -270,11 +306,13 @@ async def measure(chosen: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 10, 100, 1000])
+    parser.add_argument("--waiting", type=int, nargs="*", default=[0, 1000, 10_000])
     parser.add_argument("--requests", type=int, default=10_000, help="decisions for each number of nodes")
     parser.add_argument("--rate", type=float, default=1000, help="requests a second of one web process")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder)) as server:
         settings.REDIS_URL = server.url
+        settings.QUEUE_PER_MODEL = settings.QUEUE_TOTAL = settings.QUEUE_PER_KEY = 100_000
         return asyncio.run(measure(chosen))
 
 

@@ -5,11 +5,11 @@ asked to (waking beats loading, see `Load`). The score is a product:
 
     free      share of the slots that are free, corrected by the engine's own word on its KV cache: vLLM
               takes its memory at start, so "free VRAM" of a loaded model means free KV cache
-    latency   best TTFT among the candidates next to this one's, softened (`_latency`)
+    latency   best TTFT among the candidates next to this one's, softened (`scoring.latency`)
     weight    how capable the node is next to the others (`nodes.capability`)
 
 The score alone would send everything to the largest node until it is half full. So those that are about as
-free and as quick as the best of them, whatever their weight (`_near`), take turns by weight
+free and as quick as the best of them, whatever their weight (`Best.near`), take turns by weight
 (`jobs.spreading`); the others follow by score. A node that has seen the beginning of this prompt comes
 before all of them unless it is much busier (`jobs.affinity`).
 

@@ -37,7 +37,7 @@ class Turns:
 
 
 class Weighted(Protocol):
-    """What is needed of `jobs.routing.Candidate`."""
+    """What is needed of `jobs.scoring.Candidate`."""
 
     @property
     def node(self) -> str: ...
@@ -46,7 +46,7 @@ class Weighted(Protocol):
 
 
 class Ranked(Weighted, Protocol):
-    """What is needed of `jobs.routing.Scored`."""
+    """What is needed of `jobs.scoring.Scored`."""
 
     @property
     def in_turn(self) -> bool: ...

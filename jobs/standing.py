@@ -3,8 +3,8 @@
 Sorting a thousand nodes for each request would cost a millisecond or more; but one request changes only the
 load of the node it goes to, and whose turn is next. So the candidates lie sorted, in the order that
 `jobs.routing` describes, and a node that something happened to is taken out and put back (two binary
-searches). Only what the best one is like, next to which the others are near or not, is found anew when an
-eighth of the nodes has changed: with up to seven nodes, each time.
+searches). Only what the best one is like, next to which the others are near or not, is found anew when a
+quarter of the nodes has changed: with up to seven nodes, each time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from msgspec import structs
 from jobs.scoring import Best, Candidate, Scored, free_share, latency
 from jobs.spreading import Turns
 
-RENEW: Final = 8
+RENEW: Final = 4
 """When one node in so many has changed, all are compared anew."""
+
+EXACT: Final = 7
+"""Up to so many nodes they are compared anew with every change: there one may make the difference."""
 
 Row = tuple[Any, ...]
 """What it is sorted by, then the `Scored`; no two rows get as far, since they have a node before it."""
@@ -81,7 +84,7 @@ class Standing:
                 if c.in_flight != in_flight:
                     known[node] = structs.replace(c, in_flight=in_flight)
                     self._changes += 1
-        if self._changes * RENEW > len(known):
+        if self._changes * RENEW > len(known) or (self._changes and len(known) <= EXACT):
             self._compare(turns)
             return
         for node in changed:
