@@ -127,6 +127,40 @@ def test_in_a_large_one_the_few_and_the_others_are_all_of_them_once(count, takes
         assert not full or len(full) + FEW >= count or decision.order[0].node not in full
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([20.0, 900.0])), min_size=12, max_size=40
+    ),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 40)), max_size=60),
+)
+def test_in_a_large_one_it_is_exact_too_while_all_have_room(nodes, takes):
+    cluster = Cluster([a_node(n, slots=10**6, weight=w, ttft_ms=t) for n, (w, t) in enumerate(nodes)])
+    for take, prefers in takes:
+        by = cluster.hints(prefers=f"n{prefers:03}")
+        fresh = choose(cluster.candidates("m", None), (), by)
+        assert isinstance(fresh, Place)
+        assert cluster.place(take, prefers=by.prefers).order == fresh.order[:FEW]
+
+
+def test_requests_that_come_before_the_board_has_answered_go_to_different_nodes():
+    cluster = Cluster([a_node(n) for n in range(20)])
+    seen = []
+    for _ in range(20):
+        decision = cluster.decide()
+        assert isinstance(decision, Place)
+        cluster.spreading.take("m", decision.order)
+        seen.append(decision.order[0].node)
+    assert sorted(seen) == [c.node for c in cluster.nodes]
+
+
+def test_with_few_nodes_one_that_fills_up_brings_the_others_near():
+    cluster = Cluster([a_node(0, slots=2), *(a_node(n, slots=4) for n in range(1, 5))])
+    for n in range(1, 5):
+        cluster.add(f"n{n:03}", 2)
+    assert [s.in_turn for s in cluster.place(0).order] == [True] + [False] * 4
+    assert [s.in_turn for s in cluster.place(0).order] == [True] * 5
+
+
 def test_a_thousand_nodes_share_by_weight():
     cluster = Cluster([a_node(n, slots=64, weight=2.0 if n % 4 == 0 else 1.0) for n in range(1000)])
     for _ in range(5000):
