@@ -7,6 +7,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from jobs import queue_pages
+
 admin.site.site_header = admin.site.site_title = "GPU Torrent"
 admin.site.index_title = "Cluster"
 
@@ -21,7 +23,7 @@ urlpatterns = [
     path("", include("api.urls")),
     path("", include("nodes.urls")),
     path("", include("jobs.urls")),
-    path("admin/django-rq/", include("django_rq.urls")),
+    path("admin/django-rq/", include(queue_pages.included)),
     path("admin/", include("dashboard.urls")),
     path("admin/", admin.site.urls),
     path("", RedirectView.as_view(pattern_name="admin:index")),
