@@ -15,6 +15,8 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from nodes.backoffice import filters, words
 from nodes.backoffice.rows import ReadOnly
 
+_FLAGS = {ADDITION: ("added", "success"), CHANGE: ("changed", "info"), DELETION: ("deleted", "danger")}
+
 admin.site.unregister([User, Group])
 
 
@@ -28,11 +30,11 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):
     list_filter_submit = True
     list_fullwidth = True
 
-    @display(description="role", label={"superuser": "warning", "staff": "info"})
+    @display(description="role")
     def role(self, user: User) -> str:
         if user.is_superuser:
-            return "superuser"
-        return "staff" if user.is_staff else "no access here"
+            return words.badge("superuser", "warning")
+        return words.badge("staff", "info") if user.is_staff else words.badge("no access here")
 
 
 @admin.register(Group)
@@ -53,9 +55,9 @@ class LogEntryAdmin(ReadOnly):
     list_select_related = ["user", "content_type"]
     list_display_links = None
 
-    @display(description="what", label={"added": "success", "changed": "info", "deleted": "danger"})
+    @display(description="what")
     def what(self, entry: LogEntry) -> str:
-        return {ADDITION: "added", CHANGE: "changed", DELETION: "deleted"}[entry.action_flag]
+        return words.badge(*_FLAGS.get(entry.action_flag, ("", "")))
 
     @display(description="in words")
     def said(self, entry: LogEntry) -> str:

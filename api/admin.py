@@ -161,9 +161,9 @@ class ApiKeyAdmin(Steered):
     def describe(self, row: ApiKey) -> str:
         return f"{row.state}, of {row.owner or 'nobody'}, {limits_in_words(row)}"
 
-    @display(description="state", label={"valid": "success", "revoked": "danger", "expired": "warning"})
+    @display(description="state")
     def shown_state(self, key: ApiKey) -> str:
-        return key.state
+        return words.badge(key.state, {"valid": "success", "revoked": "danger"}.get(key.state, "warning"))
 
     @display(description="limits")
     def limits(self, key: ApiKey) -> str:
@@ -172,8 +172,9 @@ class ApiKeyAdmin(Steered):
     @display(description="more of it")
     def more(self, key: ApiKey) -> str:
         jobs, used = reverse("admin:jobs_job_changelist"), reverse("admin:api_usage_changelist")
-        shown = '<a href="{}?key__id__exact={}">its jobs</a>, <a href="{}?key__id__exact={}">what it used</a>'
-        return format_html(shown, jobs, key.pk, used, key.pk)
+        links = ((jobs, "its jobs"), (used, "what it used"))
+        shown = [words.link(f"{page}?key__id__exact={key.pk}", text) for page, text in links]
+        return format_html("{}, {}", *shown)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False  # jobs and usage name their key; revoke it instead

@@ -209,9 +209,10 @@ class JobAdmin(Steered, ReadOnly):
     def short_id(self, job: Job) -> str:
         return f"{job.id[:8]}…{job.id[-6:]}"
 
-    @display(description="state", label=JOB_COLOURS)
-    def shown_state(self, job: Job) -> tuple[str, str]:
-        return job.state, f"{job.state}: {job.error_code}" if job.error_code else job.state
+    @display(description="state")
+    def shown_state(self, job: Job) -> str:
+        text = f"{job.state}: {job.error_code}" if job.error_code else job.state
+        return words.badge(text, JOB_COLOURS.get(JobState(job.state), ""))
 
     @display(description="kind")
     def kind(self, job: Job) -> str:
@@ -291,9 +292,9 @@ class BatchAdmin(Steered, ReadOnly):
     def describe(self, row: Batch) -> str:
         return f"{row.get_status_display()}, {self.progress(row)} answered, of {row.key or 'no key'}"
 
-    @display(description="status", label=BATCH_COLOURS)
-    def shown_status(self, batch: Batch) -> tuple[str, str]:
-        return batch.status, batch.get_status_display()
+    @display(description="status")
+    def shown_status(self, batch: Batch) -> str:
+        return words.badge(batch.get_status_display(), BATCH_COLOURS.get(BatchStatus(batch.status), ""))
 
     @display(description="answered")
     def progress(self, batch: Batch) -> str:
@@ -308,12 +309,8 @@ class BatchAdmin(Steered, ReadOnly):
         """Input, output, errors; a file may be gone, which its page says."""
         named = {"input": batch.input_file, "output": batch.output_file, "errors": batch.error_file}
         page = "admin:jobs_storedfile_change"
-        links = [
-            format_html('<a href="{}">{}</a> ', reverse(page, args=[file]), name)
-            for name, file in named.items()
-            if file
-        ]
-        return format_html("{}" * len(links), *links)
+        links = [words.link(reverse(page, args=[file]), f"{name} ") for name, file in named.items() if file]
+        return format_html("{} " * len(links), *links)
 
 
 @admin.register(StoredFile)

@@ -96,7 +96,6 @@ class NodeModelAdmin(Steered, ReadOnly):
             title="Unload",
             done="Asked to unload",
             icon="eject",
-            hurts=True,
             what="The node finishes what runs with it and frees its memory. The next request may have it "
             "loaded again.",
             do=each(lambda row, by: steering.unload(row.node, row.name, by)),
@@ -129,10 +128,11 @@ class NodeModelAdmin(Steered, ReadOnly):
     def describe(self, row: NodeModel) -> str:
         return f"{row.state}, {row.running} requests running" + (", pinned" if row.pinned else "")
 
-    @display(description="state", ordering="state", label=MODEL_COLOURS)
-    def shown_state(self, row: NodeModel) -> tuple[str, str]:
+    @display(description="state", ordering="state")
+    def shown_state(self, row: NodeModel) -> str:
         loading = row.state == ModelState.LOADING and row.progress
-        return row.state, f"{row.state} {words.percent(row.progress)}" if loading else row.state
+        text = f"{row.state} {words.percent(row.progress)}" if loading else row.state
+        return words.badge(text, MODEL_COLOURS.get(row.state, ""))
 
     @display(description="tokens/s", ordering="tokens_per_s")
     def speed(self, row: NodeModel) -> str:

@@ -42,8 +42,8 @@ class NodeEventAdmin(ReadOnly):
     search_fields = ["node__name", "reason"]
     list_select_related = ["node"]
 
-    @display(description="state", label=NODE_COLOURS)
-    def change(self, event: NodeEvent) -> tuple[str, str] | str:
+    @display(description="state")
+    def change(self, event: NodeEvent) -> str:
         if event.was == event.now or not event.now:
-            return ""
-        return event.now, f"{event.was or 'new'} → {event.now}"
+            return words.NONE
+        return words.badge(f"{event.was or 'new'} → {event.now}", NODE_COLOURS.get(event.now, ""))

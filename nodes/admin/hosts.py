@@ -136,7 +136,6 @@ class NodeAdmin(Steered, ReadOnly):
             title="Drain",
             done="Draining",
             icon="pause",
-            hurts=True,
             what="No new work goes there. What runs finishes. This holds over restarts, until Resume.",
             do=each(steering.drain),
             possible=lambda n: n.state not in {NodeState.REVOKED, NodeState.DRAINING},
@@ -167,9 +166,9 @@ class NodeAdmin(Steered, ReadOnly):
         ready = f"; ready: {models}" if models else ""
         return f"{row.get_state_display()}, {row.in_flight} requests under way{ready}"
 
-    @display(description="state", ordering="state", label=NODE_COLOURS)
-    def shown_state(self, node: Node) -> tuple[str, str]:
-        return node.state, node.get_state_display()
+    @display(description="state", ordering="state")
+    def shown_state(self, node: Node) -> str:
+        return words.badge(node.get_state_display(), NODE_COLOURS.get(node.state, ""))
 
     @display(description="RAM free")
     def ram(self, node: Node) -> str:
@@ -182,13 +181,11 @@ class NodeAdmin(Steered, ReadOnly):
     @display(description="more of it")
     def more(self, node: Node) -> str:
         links = [
-            (reverse("admin:nodes_nodesample_changelist"), "node__id__exact", "figures over time"),
-            (reverse("admin:nodes_nodeevent_changelist"), "node__id__exact", "all events"),
-            (reverse("admin:jobs_job_changelist"), "node__id__exact", "its jobs"),
+            ("admin:nodes_nodesample_changelist", "figures over time"),
+            ("admin:nodes_nodeevent_changelist", "all events"),
+            ("admin:jobs_job_changelist", "its jobs"),
         ]
-        shown = [
-            format_html('<a href="{}?{}={}">{}</a>', page, by, node.pk, text) for page, by, text in links
-        ]
+        shown = [words.link(f"{reverse(page)}?node__id__exact={node.pk}", text) for page, text in links]
         return format_html("{}, {}, {}", *shown)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Node]:

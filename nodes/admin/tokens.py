@@ -52,16 +52,14 @@ class EnrolmentTokenAdmin(Steered):
     def describe(self, row: EnrolmentToken) -> str:
         return ", ".join(filter(None, [row.note, f"used {row.uses} times"]))
 
-    @display(
-        description="state",
-        label={"valid": "success", "revoked": "danger", "expired": "warning", "used up": "info"},
-    )
+    @display(description="state")
     def state(self, token: EnrolmentToken) -> str:
         if token.revoked_at:
-            return "revoked"
+            return words.badge("revoked", "danger")
         if token.expires_at and token.expires_at <= timezone.now():
-            return "expired"
-        return "used up" if token.max_uses and token.uses >= token.max_uses else "valid"
+            return words.badge("expired", "warning")
+        used_up = token.max_uses and token.uses >= token.max_uses
+        return words.badge("used up", "info") if used_up else words.badge("valid", "success")
 
     @display(description="used", ordering="uses")
     def used(self, token: EnrolmentToken) -> str:

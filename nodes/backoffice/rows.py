@@ -51,6 +51,12 @@ class Rows(ModelAdmin):
     show_facets = ShowFacets.NEVER  # each count would be a query over all rows
     paginator = Bounded
 
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        found = super().get_changelist_instance(request)
+        if not found.query and not found.has_active_filters:
+            found.full_result_count = found.result_count  # nothing is left out, so nothing is said of it
+        return found
+
 
 class ReadOnly(Rows):
     """Rows that agents or the system write: to look at, not to edit."""

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable
 from typing import Any, Final
 
+from django.template.loader import render_to_string
 from django.utils.html import format_html
 from unfold.decorators import display
 
@@ -59,6 +60,17 @@ def moment(at: datetime.datetime | None) -> str:
     utc = at.astimezone(datetime.UTC) if at.tzinfo else at.replace(tzinfo=datetime.UTC)
     iso = utc.isoformat(timespec="milliseconds")
     return format_html('<time datetime="{}" data-local>{}</time>', iso, f"{utc:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def badge(text: str, colour: str = "") -> str:
+    """A state: its word, on a colour of unfold's labels (success, info, warning, danger, primary)."""
+    return render_to_string("unfold/helpers/label.html", {"text": text, "type": colour}) if text else NONE
+
+
+def link(address: str, text: str) -> str:
+    """A link as the admin's other links look."""
+    looks = "text-primary-600 underline dark:text-primary-500"
+    return format_html('<a class="{}" href="{}">{}</a>', looks, address, text)
 
 
 Column = Callable[[Any], Any]
