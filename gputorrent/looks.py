@@ -80,6 +80,7 @@ UNFOLD: dict[str, Any] = {
                 "separator": True,
                 "items": [
                     _page("Queues", "queue", "django_rq:home"),
+                    _page("API reference", "api", "docs"),
                     _rows("Log", "receipt_long", "admin.logentry"),
                 ],
             },

@@ -358,8 +358,6 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "0.1.0",
     "OAS_VERSION": "3.1.1",
     "POSTPROCESSING_HOOKS": ["api.openapi.inspector.add_components"],
-    "SWAGGER_UI_DIST": "SIDECAR",  # from our own static files: a closed network has no CDN
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
 
 # -- logs ----------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class JobAdmin(Steered, ReadOnly):
         "tokens",
         "first_token",
         "total",
-        "key",
+        "key_name",
     ]
     list_filter = [
         filters.since("time", since_id),
@@ -221,6 +221,10 @@ class JobAdmin(Steered, ReadOnly):
     @display(description="tokens in, out")
     def tokens(self, job: Job) -> str:
         return f"{job.prompt_tokens:,} → {job.completion_tokens:,}"
+
+    @display(description="key")
+    def key_name(self, job: Job) -> str:
+        return job.key.name if job.key else words.NONE
 
     @display(description="waited")
     def waited(self, job: Job) -> str:

@@ -49,8 +49,10 @@ def duration(seconds: float | None) -> str:
 
 
 def between(start: datetime.datetime | None, end: datetime.datetime | None) -> str:
-    """How long it was from one moment to another; '-' if either is not known."""
-    return duration((end - start).total_seconds()) if start and end else NONE
+    """How long it was from one moment to another, on one line; '-' if either is not known."""
+    return (
+        duration((end - start).total_seconds()).replace(" ", "\N{NO-BREAK SPACE}") if start and end else NONE
+    )
 
 
 def moment(at: datetime.datetime | None) -> str:
