@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys
+.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys bench-admin
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -82,6 +82,10 @@ bench-affinity: ## prefix-cache hits of chats on two nodes, with affinity and wi
 bench-keys: ## whether 1,000 wrong keys a second slow a good one down
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.keys $(ARGS)
+
+bench-admin: ## how long the admin's lists take with 100,000 jobs
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.admin_lists $(ARGS)
 
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)
