@@ -12,6 +12,10 @@ ARGS ?=
 # Where the database matters.
 POSTGRES_TESTS ?= tests/api tests/jobs tests/nodes tests/journeys/test_asynchronous_jobs.py tests/journeys/test_nodes.py
 
+# Two at a time, since most tests wait; those of one module stay together and share its cluster. JOBS=0: one by one.
+JOBS ?= 2
+SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadscope
+
 # One recipe makes .venv; which lock it is made from decides what is in it. What developers need contains what
 # the server needs, so the larger environment serves for both.
 SERVER_ENV = @scripts/bootstrap requirements/server.lock requirements/dev.lock
@@ -37,18 +41,19 @@ up: ## the coordinator alone, in production mode, from the environment
 
 test: ## unit and journey tests on SQLite, then the database's part on PostgreSQL
 	$(DEV_ENV)
-	$(PY) -m pytest -m "not vllm" --ignore=tests/conformance --ignore=tests/browser $(ARGS)
-	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(POSTGRES_TESTS) $(ARGS)
+	$(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) --ignore=tests/conformance --ignore=tests/browser $(ARGS)
+	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) $(POSTGRES_TESTS) $(ARGS)
 
-test-vllm: ## the journey on real vLLM (minutes)
+test-vllm: ## journeys on real vLLM, and the official clients against it (minutes)
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
-	$(PY) -m pytest -m vllm $(ARGS)
+	@$(PY) -m tests.conformance.environments openai2 openai3 node
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest -m vllm $(ARGS)
 
 conformance: ## OpenAI's own clients, LangChain, LiteLLM and schemathesis against a cluster, each as installed
 	$(DEV_ENV)
 	@$(PY) -m tests.conformance.environments
-	CONFORMANCE_REQUIRED=1 $(PY) -m pytest tests/conformance $(ARGS)
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest -m "not vllm" tests/conformance $(ARGS)
 
 browser: ## the admin and its live pages in Chromium, against a cluster
 	$(DEV_ENV)

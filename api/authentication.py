@@ -31,6 +31,8 @@ from jobs.interactive import Request
 log = logging.getLogger(__name__)
 
 VERSION = "gt:keys:version"
+NOT_A_HASH = "session:"
+"""How the `key_hash` of a row begins that stands for a logged-in user: no digest looks like that."""
 _RELOAD_SECONDS = 5.0
 
 
@@ -97,9 +99,12 @@ def edit(key: ApiKey, **changes: Any) -> None:
 
 def rotate(key: ApiKey, *, grace_seconds: float = 0.0) -> str:
     """Give a key a new secret, which is returned and not stored. The one it had stays valid for the grace;
-    one that was still in its own grace ends now. Raises `ValidationError` for a revoked key."""
+    one that was still in its own grace ends now. Raises `ValidationError` for a revoked key, and for
+    one that has no secret."""
     if key.revoked_at:
         raise ValidationError("A revoked key cannot be rotated: make a new one.")
+    if key.key_hash.startswith(NOT_A_HASH):
+        raise ValidationError("This row stands for a user of the playground: it has no secret.")
     secret = credentials.new("sk-gt")
     key.previous_hash = key.key_hash if grace_seconds > 0 else ""
     until = timezone.now() + datetime.timedelta(seconds=grace_seconds)
@@ -148,6 +153,11 @@ class KeyRing:
         if caller is None or (caller.expires_at and caller.expires_at <= time.time()):
             raise unauthorized("Incorrect API key provided.")
         return caller
+
+    def entry(self, key_hash: str) -> Caller | None:
+        """Who this row stands for, if it is valid."""
+        caller = self._callers.get(key_hash)
+        return None if caller is None or 0 < caller.expires_at <= time.time() else caller
 
     async def refresh(self, pipe: Pipe) -> bool:
         """Read the keys again if any changed. Returns whether one is gone that was there before."""
