@@ -7,7 +7,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('api', '0002_limits_and_usage'),
-        ('jobs', '0006_batches'),
+        ('jobs', '0007_batch_output_seconds'),
         ('nodes', '0002_stream_speed'),
     ]
 
