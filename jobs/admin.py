@@ -116,6 +116,7 @@ class JobAdmin(Steered, ReadOnly):
     search_fields = ["id"]
     search_help_text = "id or its beginning; or a model; or an error code"
     ordering = ["-id"]
+    list_per_page = 30  # most of what a page costs is showing its rows
     sortable_by = ()  # the table may be long, and has an index for this order alone
     list_select_related = ["node", "key"]
     change_form_outer_before_template = "backoffice/timeline.html"

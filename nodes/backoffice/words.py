@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -64,6 +65,7 @@ def moment(at: datetime.datetime | None) -> str:
     return format_html('<time datetime="{}" data-local>{}</time>', iso, f"{utc:%Y-%m-%d %H:%M:%S} UTC")
 
 
+@functools.lru_cache(maxsize=1024)
 def badge(text: str, colour: str = "") -> str:
     """A state: its word, on a colour of unfold's labels (success, info, warning, danger, primary)."""
     return render_to_string("unfold/helpers/label.html", {"text": text, "type": colour}) if text else NONE
