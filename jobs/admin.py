@@ -180,7 +180,9 @@ class JobAdmin(Steered, ReadOnly):
     ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
-        return super().get_queryset(request).defer("request", "result")
+        """With node and key, which may be gone: a join finds none where a look-up of its own would fail."""
+        rows = super().get_queryset(request).select_related("node", "key")
+        return rows.defer("request", "result")
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Job], search_term: str

@@ -49,7 +49,8 @@ class NodeEventInline(ReadOnlyInline):
     def get_queryset(self, request: HttpRequest) -> QuerySet[NodeEvent]:
         """The latest: a node that has lived for long has thousands."""
         events = super().get_queryset(request)
-        node = request.resolver_match and request.resolver_match.kwargs.get("object_id")
+        where = request.resolver_match
+        node = str(where.kwargs.get("object_id", "")) if where else ""
         latest = NodeEvent.objects.filter(node=node).order_by("-at", "-id").values("pk")[:_LATEST_EVENTS]
         return events.filter(pk__in=list(latest.values_list("pk", flat=True))).order_by("-at", "-id")
 
