@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-dashboard bench-flood bench-keys bench-routing bench-fleet
+.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -91,6 +91,10 @@ bench-keys: ## whether 1,000 wrong keys a second slow a good one down
 bench-dashboard: ## what the live dashboard weighs and costs with 1,000 nodes and 10,000 running jobs
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.dashboard $(ARGS)
+
+bench-admin: ## how long the admin's lists take with 100,000 jobs
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.admin_lists $(ARGS)
 
 bench-routing: ## what placing a request costs with up to 1,000 nodes
 	$(DEV_ENV)

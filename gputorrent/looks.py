@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 
@@ -23,6 +24,7 @@ UNFOLD: dict[str, Any] = {
     "SITE_HEADER": "GPU Torrent",
     "SITE_SYMBOL": "hub",
     "SHOW_VIEW_ON_SITE": False,
+    "SCRIPTS": [lambda request: static("backoffice/times.js")],
     "COLORS": {
         "primary": {  # a blue that white text can be read on
             "50": "oklch(97% .014 254.604)",
@@ -66,6 +68,7 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     _rows("Jobs", "list_alt", "jobs.job"),
                     _rows("Batches", "stacks", "jobs.batch"),
+                    _rows("Files", "description", "jobs.storedfile"),
                 ],
             },
             {
@@ -75,6 +78,16 @@ UNFOLD: dict[str, Any] = {
                     _rows("API keys", "key", "api.apikey"),
                     _rows("Usage", "bar_chart", "api.usage"),
                     _rows("Users", "group", "auth.user"),
+                    _rows("Groups", "groups", "auth.group"),
+                ],
+            },
+            {
+                "title": "System",
+                "separator": True,
+                "items": [
+                    _page("Queues", "queue", "django_rq:home"),
+                    _page("API reference", "api", "docs"),
+                    _rows("Log", "receipt_long", "admin.logentry"),
                 ],
             },
         ],

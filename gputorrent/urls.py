@@ -8,6 +8,7 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 
 from dashboard.consumer import DashboardConsumer
+from jobs import queue_pages
 
 admin.site.site_header = admin.site.site_title = "GPU Torrent"
 admin.site.index_title = "Cluster"
@@ -23,7 +24,7 @@ urlpatterns = [
     path("", include("api.urls")),
     path("", include("nodes.urls")),
     path("", include("jobs.urls")),
-    path("admin/django-rq/", include("django_rq.urls")),
+    path("admin/django-rq/", include(queue_pages.included)),
     path("admin/", include("dashboard.urls")),
     path("admin/", admin.site.urls),
     path("", RedirectView.as_view(pattern_name="admin:index")),

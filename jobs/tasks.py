@@ -27,6 +27,7 @@ from gputorrent.redis import blocking
 from jobs import asynchronous, files, pruning, retention, sweeping
 from jobs import batches as batch_turns
 from nodes import registry, samples
+from nodes.backoffice import logins
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,8 @@ def sweep() -> dict[str, int]:
 def tidy() -> dict[str, int]:
     """What is too old, roll-ups of the nodes' figures, left-over keys."""
     samples.thin()
-    done = {"expired": retention.tidy(), "files": files.tidy(), "left_over": async_to_sync(pruning.clear)()}
+    done = {"expired": retention.tidy(), "files": files.tidy(), "logins": logins.tidy()}
+    done["left_over"] = async_to_sync(pruning.clear)()
     return _said("tidy", done)
 
 

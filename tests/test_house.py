@@ -15,6 +15,7 @@ GROUND = (
     "gputorrent.background",
     "gputorrent.credentials",
     "gputorrent.ledger",
+    "gputorrent.logins",
     "gputorrent.looks",
     "gputorrent.redis",
     "gputorrent.settings",
