@@ -1,13 +1,12 @@
 """The one Redis client of the coordinator, blocking and async.
 
 Everything here raises `redis.exceptions.RedisError`; callers at a border turn it into what their side
-understands. The async side has `Pipe`, which gathers the commands of one turn of the event loop into a
+understands. The async side has `gputorrent.pipe`, which gathers the commands of one turn of the loop into a
 single write: a thousand requests at once share one connection instead of opening a thousand.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +20,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
-ANSWER_SECONDS = 2.5
-"""How long one command may take before the request in front of it is refused with 503."""
+from gputorrent.pipe import ANSWER_SECONDS, Pipe
+
+__all__ = ["ANSWER_SECONDS", "Pipe", "Script", "asynchronous", "blocking", "piped"]
 
 # A connection that was cut while idle is made anew. After a time-out there is no second try: a frozen server
 # would cost every caller twice as long.
@@ -51,55 +51,6 @@ def asynchronous(*, answer_seconds: float | None = ANSWER_SECONDS) -> redis.asyn
         retry=redis.asyncio.retry.Retry(NoBackoff(), 1, _WORTH_A_RETRY),
         client_name="gputorrent-web",
     )
-
-
-class Pipe:
-    """Commands given in one turn of the loop go out together, in order, over one connection.
-
-    While one batch is under way the next gathers, so the cost of a trip is shared the more the busier it
-    is, and nothing waits on a timer. Commands are not a transaction.
-    """
-
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._client = client
-        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    def send(self, *command: Any) -> asyncio.Future[Any]:
-        """Queue a command. The future gives its answer or raises its `RedisError`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((command, future))
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._drain())
-        return future
-
-    async def _drain(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            pipe = self._client.pipeline(transaction=False)
-            for command, _ in batch:
-                pipe.execute_command(*command)
-            try:
-                answers = await pipe.execute(raise_on_error=False)
-            except (redis.RedisError, OSError) as e:
-                failure = e if isinstance(e, redis.RedisError) else RedisConnectionError(str(e))
-                if isinstance(e, redis.TimeoutError):
-                    # What gathered meanwhile has waited as well: nobody waits for two time-outs.
-                    batch, self._waiting = batch + self._waiting, []
-                answers = [failure] * len(batch)
-            except BaseException:
-                for _, future in batch:
-                    future.cancel()
-                raise
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, BaseException):
-                    future.set_exception(answer)
-                    future.exception()  # a caller that has left must not raise "never retrieved"
-                else:
-                    future.set_result(answer)
 
 
 @asynccontextmanager
