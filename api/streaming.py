@@ -25,16 +25,10 @@ _TOO_LONG = re.compile(
 """What vLLM, llama.cpp and others say of a prompt that is too long. Programs heed the code."""
 
 
-async def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> AsyncGenerator[bytes, None]:
+def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> AsyncGenerator[bytes, None]:
     """The whole stream. It ends with the engine's ``[DONE]``, or with one error event: never just so, since
     the official clients take a stream that simply stops for a success."""
-    async with aclosing(dispatcher.follow(job)) as rest:
-        yield first
-        try:
-            async for data in rest:
-                yield data
-        except JobError as e:
-            yield error_event(errors.of_job(e))
+    return dispatcher.follow(job, first, lambda e: error_event(errors.of_job(e)))
 
 
 async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator[bytes, None]:

@@ -7,8 +7,10 @@ single write: a thousand requests at once share one connection instead of openin
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import AsyncIterator
+import hashlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -67,15 +69,43 @@ class Script:
     """A Lua script called by its hash over a `Pipe`; loaded again when Redis has forgotten it."""
 
     def __init__(self, pipe: Pipe, source: str) -> None:
-        import hashlib
-
         self._pipe = pipe
         self._source = source
         self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, *arguments: Any) -> Any:
         """Run with no KEYS: our scripts build their keys, so Redis Cluster is not supported."""
+        return await self.ask(*arguments)
+
+    def ask(self, *arguments: Any, late: Callable[[Any], None] | None = None) -> asyncio.Future[Any]:
+        """The same, under way at once and without a task. Cancelling the future, or whoever waits for it,
+        does not stop the script: what it answers all the same (or the exception) is handed to `late`."""
+        asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def heard(answer: asyncio.Future[Any]) -> None:
+            error = None if answer.cancelled() else answer.exception()
+            if isinstance(error, NoScriptError):
+                self._pipe.send("EVAL", self._source, 0, *arguments).add_done_callback(heard)
+            elif asked.done():
+                if late and not answer.cancelled():
+                    late(error or answer.result())
+            elif answer.cancelled():
+                asked.cancel()
+            elif error:
+                asked.set_exception(error)
+                asked.exception()  # a caller that has left must not raise "never retrieved"
+            else:
+                asked.set_result(answer.result())
+
+        self._pipe.send("EVALSHA", self._sha, 0, *arguments).add_done_callback(heard)
+        return asked
+
+    async def unless_left(self, late: Callable[[Any], None], *arguments: Any) -> Any:
+        """As a call. Whoever is cancelled while it waits leaves the answer, whenever it comes, to `late`."""
+        asked = self.ask(*arguments, late=late)
         try:
-            return await self._pipe.send("EVALSHA", self._sha, 0, *arguments)
-        except NoScriptError:
-            return await self._pipe.send("EVAL", self._source, 0, *arguments)
+            return await asked
+        except asyncio.CancelledError:
+            if asked.done() and not asked.cancelled():  # both came in one turn of the loop
+                late(asked.exception() or asked.result())
+            raise

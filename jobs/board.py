@@ -7,8 +7,9 @@ What an attempt's end says of its place, and of the request, is part of its rele
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -111,17 +112,20 @@ class Board:
         wait_seconds: float,
         tried: Iterable[str] = (),
         only: Iterable[str] | None = None,
+        late: Callable[[Placed | Waiting | Full], None] = lambda answer: None,
     ) -> Placed | Waiting | Full:
         """Take a slot on the first node of `order` that has one and deliver the work there; else wait.
 
         A job that waits is never given to a node in `tried`, nor to one that is not in `only` (None: any).
+        `late` hears the answer if whoever asked was cancelled meanwhile: what was done must still be undone.
 
         Asynchronous jobs may fill half of each bound only: their queue is the ledger, and callers who wait
         must find room.
         """
         packed = encode(work)
         share = 1 if work.reply else 2
-        answer = await self._script(
+        answer = await self._script.unless_left(
+            lambda told: None if isinstance(told, Exception) else late(_reserved(told)),
             "reserve",
             work.job,
             work.attempt,
@@ -138,12 +142,7 @@ class Board:
             "" if only is None else f" {' '.join(only)} ",
             *order,
         )
-        kind = answer[0]
-        if kind == b"placed":
-            return Placed(answer[1].decode())
-        if kind == b"waiting":
-            return Waiting(int(answer[1]), _seconds(answer[2]))
-        return Full(int(answer[1]), _seconds(answer[2]), Bound(answer[3].decode()))
+        return _reserved(answer)
 
     async def release(
         self,
@@ -159,12 +158,17 @@ class Board:
         The verdict counts for the place's breaker. With a fingerprint, a fault is a strike on that request,
         and a success clears its strikes.
         """
+        return released(await self.release_soon(node, model, job, attempt, verdict, fingerprint))
+
+    def release_soon(
+        self, node: str, model: str, job: str, attempt: int, verdict: Verdict, fingerprint: str
+    ) -> asyncio.Future[Any]:
+        """The same, under way at once; what the future gives, `released` can read."""
         limits = () if verdict in {Verdict.NOTHING, Verdict.OK} else _limits()
         ref = f"{job}:{attempt}"
-        answer = await self._script(
+        return self._script.ask(
             "release", node, model, ref, settings.NODE_BYTES, verdict, fingerprint, *limits
         )
-        return Released(bool(answer[0]), int(answer[2]))
 
     async def leave(self, job: str) -> bool:
         """Take a waiting job off the board. Returns whether it waited."""
@@ -230,6 +234,20 @@ class Board:
 
     async def overdue(self) -> list[str]:
         return [job.decode() for job in await self._script("overdue")]
+
+
+def released(answer: Any) -> Released:
+    """What `Board.release_soon` was answered."""
+    return Released(bool(answer[0]), int(answer[2]))
+
+
+def _reserved(answer: Any) -> Placed | Waiting | Full:
+    kind = answer[0]
+    if kind == b"placed":
+        return Placed(answer[1].decode())
+    if kind == b"waiting":
+        return Waiting(int(answer[1]), _seconds(answer[2]))
+    return Full(int(answer[1]), _seconds(answer[2]), Bound(answer[3].decode()))
 
 
 def _bounds() -> tuple[int, int, int]:

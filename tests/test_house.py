@@ -15,6 +15,7 @@ GROUND = (
     "gputorrent.background",
     "gputorrent.credentials",
     "gputorrent.ledger",
+    "gputorrent.pipe",
     "gputorrent.redis",
     "gputorrent.settings",
     "gputorrent.tracing",

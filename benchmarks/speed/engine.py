@@ -1,7 +1,7 @@
 """A mock engine that costs next to nothing: vLLM's command line, paths and shapes, fixed words, no model.
 
-Every stream of one rate gets its token in the same step, as a batch does. What an answer is like can be said by
-the command line and, for one request, by its ``user`` field: ``delay_ms=50,per_second=100``.
+Every stream of one rate gets its token in the same step, as a batch does. What an answer is like can be said
+by the command line and, for one request, by its ``user`` field: ``delay_ms=50,per_second=100``.
 
     python engine.py -m vllm.entrypoints.openai.api_server --served-model-name M --port P [--delay-ms 50]
 
@@ -57,7 +57,9 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         name = args.served_model_name
         made = f'"created":1764000000,"model":"{name}"'
-        self.chunk_tail = f'","object":"chat.completion.chunk",{made},"choices":[{{"index":0,"delta":'.encode()
+        self.chunk_tail = (
+            f'","object":"chat.completion.chunk",{made},"choices":[{{"index":0,"delta":'.encode()
+        )
         self.usage_tail = f'","object":"chat.completion.chunk",{made},"choices":[],"usage":'.encode()
         self.body_tail = (
             f'","object":"chat.completion",{made},"choices":[{{"index":0,"message":{{"role":"assistant",'
@@ -112,9 +114,7 @@ class Stream:
             head + b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],'
             b'"prompt_token_ids":null}\n\n'
         )
-        token = (
-            head + b'{"content":" token"},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
-        )
+        token = head + b'{"content":" token"},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
         self._token, self._framed = token, b"%x\r\n%b\r\n" % (len(token), token)
         self._begun = False
 
@@ -240,7 +240,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-model-len", type=int, default=131072)
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before anything of an answer")
-    parser.add_argument("--per-second", type=float, default=0.0, help="tokens for each stream (0: all at once)")
+    parser.add_argument(
+        "--per-second", type=float, default=0.0, help="tokens for each stream (0: all at once)"
+    )
     args, _ = parser.parse_known_args()
     try:
         import uvloop

@@ -48,14 +48,22 @@ def one(target: Target, seconds: float) -> Seen:
     """One request at a time, answered at once."""
     cpu = _Cpu(target)
     seen = _whole(target, seconds, 1)
-    return {"one_p50_ms": seen.p50_ms, "one_p99_ms": seen.p99_ms, **cpu.each("one", seen.per_second * seconds)}
+    return {
+        "one_p50_ms": seen.p50_ms,
+        "one_p99_ms": seen.p99_ms,
+        **cpu.each("one", seen.per_second * seconds),
+    }
 
 
 def sixty_four(target: Target, seconds: float) -> Seen:
     """64 connections, answered at once: requests a second, and CPU a request."""
     cpu = _Cpu(target)
     seen = _whole(target, seconds, 64)
-    return {"rps_64": seen.per_second, "rps_64_p50_ms": seen.p50_ms, **cpu.each("rps_64", seen.per_second * seconds)}
+    return {
+        "rps_64": seen.per_second,
+        "rps_64_p50_ms": seen.p50_ms,
+        **cpu.each("rps_64", seen.per_second * seconds),
+    }
 
 
 def slow_engine(target: Target, seconds: float) -> Seen:
@@ -101,7 +109,9 @@ def full(target: Target, seconds: float) -> Seen:
 
 def _long_streams(target: Target, seconds: float, count: int) -> Seen:
     tokens = max(50, round(50 * seconds))
-    return streams(target, 0, "--streams", count, "--tokens", tokens, "--per-second", 50, "--once", "--jitter", 0.2)
+    return streams(
+        target, 0, "--streams", count, "--tokens", tokens, "--per-second", 50, "--once", "--jitter", 0.2
+    )
 
 
 def streams(target: Target, seconds: float, *flags: object) -> Seen:
@@ -110,7 +120,9 @@ def streams(target: Target, seconds: float, *flags: object) -> Seen:
     command += ["--key", target.key, "--seconds", seconds, *flags]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Broken(f"{target.name}: {' '.join(map(str, flags))}: {(done.stdout or done.stderr).strip()[-400:]}")
+        raise Broken(
+            f"{target.name}: {' '.join(map(str, flags))}: {(done.stdout or done.stderr).strip()[-400:]}"
+        )
     found: Seen = json.loads(done.stdout)
     return found
 

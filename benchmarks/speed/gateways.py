@@ -58,7 +58,9 @@ def engine_port(agent: int) -> int:
 
 
 @contextlib.contextmanager
-def cluster(cores: Cores, *, workers: int = 1, limits: bool = True, spread: bool = False) -> Iterator[dict[str, Target]]:
+def cluster(
+    cores: Cores, *, workers: int = 1, limits: bool = True, spread: bool = False
+) -> Iterator[dict[str, Target]]:
     """Our own stack as ``make up`` starts it, with an agent and the mock engine: the engine alone, and ours.
 
     With `limits` the key has some of every kind, high enough never to bind. With `spread` nothing is pinned.

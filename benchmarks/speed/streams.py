@@ -145,7 +145,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="streams begun by then end by themselves")
     parser.add_argument("--once", action="store_true", help="each connection asks once")
     parser.add_argument("--ramp", type=float, default=0.0, help="seconds over which the streams begin")
-    parser.add_argument("--jitter", type=float, default=0.0, help="at most so many seconds of random pause first")
+    parser.add_argument(
+        "--jitter", type=float, default=0.0, help="at most so many seconds of random pause first"
+    )
     args = parser.parse_args()
     import uvloop
 

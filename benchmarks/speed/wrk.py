@@ -39,7 +39,10 @@ def find() -> list[str]:
     program = _FOLDER / "wrk" / "usr" / "bin" / "wrk"
     if not program.exists():
         _FOLDER.mkdir(parents=True, exist_ok=True)
-        for command in (["apt-get", "download", "-qq", *_PACKAGES], ["sh", "-c", "for f in *.deb; do dpkg-deb -x $f wrk; done"]):
+        for command in (
+            ["apt-get", "download", "-qq", *_PACKAGES],
+            ["sh", "-c", "for f in *.deb; do dpkg-deb -x $f wrk; done"],
+        ):
             done = subprocess.run(command, cwd=_FOLDER, capture_output=True, text=True, check=False)
             if done.returncode != 0 or not shutil.which("dpkg-deb"):
                 raise NoWrk(f"install wrk (Debian, Ubuntu: apt install wrk): {done.stderr.strip()[-300:]}")
