@@ -4,13 +4,17 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys
+.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys bench-routing bench-fleet
 
 PY := .venv/bin/python
-CHECKED := gputorrent nodes jobs api worker_agent tests $(wildcard benchmarks)
+CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
 ARGS ?=
 # Where the database matters.
 POSTGRES_TESTS ?= tests/api tests/jobs tests/nodes tests/journeys/test_asynchronous_jobs.py tests/journeys/test_nodes.py
+
+# Two at a time, since most tests wait; those of one module stay together and share its cluster. JOBS=0: one by one.
+JOBS ?= 2
+SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadscope
 
 # One recipe makes .venv; which lock it is made from decides what is in it. What developers need contains what
 # the server needs, so the larger environment serves for both.
@@ -37,18 +41,23 @@ up: ## the coordinator alone, in production mode, from the environment
 
 test: ## unit and journey tests on SQLite, then the database's part on PostgreSQL
 	$(DEV_ENV)
-	$(PY) -m pytest -m "not vllm" --ignore=tests/conformance $(ARGS)
-	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(POSTGRES_TESTS) $(ARGS)
+	$(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) --ignore=tests/conformance --ignore=tests/browser $(ARGS)
+	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) $(POSTGRES_TESTS) $(ARGS)
 
-test-vllm: ## the journey on real vLLM (minutes)
+test-vllm: ## journeys on real vLLM, and the official clients against it (minutes)
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
-	$(PY) -m pytest -m vllm $(ARGS)
+	@$(PY) -m tests.conformance.environments openai2 openai3 node
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest -m vllm $(ARGS)
 
 conformance: ## OpenAI's own clients, LangChain, LiteLLM and schemathesis against a cluster, each as installed
 	$(DEV_ENV)
 	@$(PY) -m tests.conformance.environments
-	CONFORMANCE_REQUIRED=1 $(PY) -m pytest tests/conformance $(ARGS)
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest -m "not vllm" tests/conformance $(ARGS)
+
+browser: ## the admin and its live pages in Chromium, against a cluster
+	$(DEV_ENV)
+	BROWSER_REQUIRED=1 $(PY) -m pytest tests/browser $(ARGS)
 
 lint: ## ruff and mypy
 	$(DEV_ENV)
@@ -78,6 +87,14 @@ bench-affinity: ## prefix-cache hits of chats on two nodes, with affinity and wi
 bench-keys: ## whether 1,000 wrong keys a second slow a good one down
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.keys $(ARGS)
+
+bench-routing: ## what placing a request costs with up to 1,000 nodes
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.routing $(ARGS)
+
+bench-fleet: ## what 1,000 idle nodes cost the coordinator (minutes)
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.fleet $(ARGS)
 
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)

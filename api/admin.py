@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db.models import IntegerField, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from unfold.admin import ModelAdmin
 
 from api import authentication, usage
 from api.models import ApiKey, Usage
@@ -53,7 +54,7 @@ class ApiKeyForm(forms.ModelForm):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(admin.ModelAdmin):
+class ApiKeyAdmin(ModelAdmin):
     form = ApiKeyForm
     list_display = [
         "name",

@@ -17,7 +17,7 @@ from gputorrent import background
 from jobs.dispatch import Dispatcher
 from jobs.errors import JobError
 from jobs.interactive import InteractiveJob
-from worker_agent.contract import Chunk
+from worker_agent.contract import RESPONSES, Chunk
 
 _TOO_LONG = re.compile(
     r"maximum (context|model) length|than max_model_len|exceeds? the available context|context window", re.I
@@ -26,9 +26,10 @@ _TOO_LONG = re.compile(
 
 
 def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> AsyncGenerator[bytes, None]:
-    """The whole stream. It ends with the engine's ``[DONE]``, or with one error event: never just so, since
-    the official clients take a stream that simply stops for a success."""
-    return dispatcher.follow(job, first, lambda e: error_event(errors.of_job(e)))
+    """The whole stream. It ends with the engine's last event (``[DONE]``), or with one error event: never
+    just so, since the official clients take a stream that simply stops for a success."""
+    told = lambda e, seen: error_event(errors.of_job(e), job.request.path, seen)  # noqa: E731 - it is short
+    return dispatcher.follow(job, first, told)
 
 
 async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator[bytes, None]:
@@ -44,7 +45,7 @@ async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator
         try:
             first = begun.result()
         except JobError as e:
-            yield error_event(errors.of_job(e))
+            yield error_event(errors.of_job(e), job.request.path)
             return
     finally:
         await background.end([begun])
@@ -53,14 +54,22 @@ async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator
             async for data in rest:
                 yield data
     elif first.status >= 400:
-        yield error_event(engine_refusal(first.status, first.body))
+        yield error_event(engine_refusal(first.status, first.body), job.request.path)
     else:
         yield first.body
 
 
-def error_event(error: ApiError) -> bytes:
-    """The one event that ends a stream which cannot go on."""
-    return b"data: " + error.body() + b"\n\n"
+def error_event(error: ApiError, path: str, seen: int = 0) -> bytes:
+    """The one event that ends a stream which cannot go on; `seen` events went before it.
+
+    That of `/v1/responses` has what OpenAI's reference says of its type, and `error` as well: official
+    clients look for that, to raise instead of giving it out as one more event.
+    """
+    if path != RESPONSES:
+        return b"data: " + error.body() + b"\n\n"
+    told = {"type": "error", "sequence_number": seen, **error.data()}
+    told |= {name: told["error"][name] for name in ("code", "message", "param")}
+    return b"event: error\ndata: " + msgspec.json.encode(told) + b"\n\n"
 
 
 def engine_refusal(status: int, body: bytes) -> ApiError:

@@ -4,6 +4,7 @@ jobs: `api.jobs`)."""
 from __future__ import annotations
 
 import asyncio
+from typing import NoReturn
 
 import msgspec
 from adrf.views import APIView
@@ -69,6 +70,15 @@ class _Stream(StreamingHttpResponse):
             self._loop.call_soon_threadsafe(self._answer.on_close)
 
 
+def respond(answer: Answer) -> HttpResponseBase:
+    """The answer as Django sends it, whole or in parts. In the event loop."""
+    whole = answer.parts is None
+    response = HttpResponse(answer.body, status=answer.status) if whole else _Stream(answer)
+    for name, value in answer.headers:
+        response[name.decode()] = value.decode("latin-1")
+    return response
+
+
 class CompletionView(APIView):
     """What an engine answers: completions, streamed (server-sent events) or whole, embeddings, and
     what its tokenizer makes of a text.
@@ -83,14 +93,38 @@ class CompletionView(APIView):
             answer = caller
         else:
             answer = await complete(here, path, caller, headers, request._request.body)
-        response: HttpResponseBase
-        if answer.parts is None:
-            response = HttpResponse(answer.body, status=answer.status)
-        else:
-            response = _Stream(answer)
-        for name, value in answer.headers:
-            response[name.decode()] = value.decode("latin-1")
-        return response
+        return respond(answer)
+
+
+class ResponseView(APIView):
+    """``GET`` and ``DELETE /v1/responses/{id}``: responses are not kept, and this says so."""
+
+    async def get(self, request: Request, response_id: str) -> Response:
+        return _not_kept(request)
+
+    async def delete(self, request: Request, response_id: str) -> Response:
+        return _not_kept(request)
+
+
+class ResponseItemsView(APIView):
+    """``GET /v1/responses/{id}/input_items``."""
+
+    async def get(self, request: Request, response_id: str) -> Response:
+        return _not_kept(request)
+
+
+class ResponseCancelView(APIView):
+    """``POST /v1/responses/{id}/cancel``."""
+
+    async def post(self, request: Request, response_id: str) -> Response:
+        return _not_kept(request)
+
+
+def _not_kept(request: Request) -> NoReturn:
+    _caller(request)
+    raise ApiError(
+        "response_not_found", "Responses are not kept here. GET /jobs/{id} has the request's record."
+    )
 
 
 class ModelsView(APIView):

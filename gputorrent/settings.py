@@ -5,6 +5,7 @@ Precedence: environment, then the default below. `python manage.py check` says w
 
 from __future__ import annotations
 
+import datetime
 import os
 import secrets
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
+
+from gputorrent.looks import UNFOLD  # noqa: F401 - a setting
 
 # -- helpers of this file ------------------------------------------------------------------------------
 
@@ -104,6 +107,7 @@ USE_I18N = False
 USE_TZ = True
 
 INSTALLED_APPS = [
+    "unfold",  # before the admin, whose templates it replaces
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -116,20 +120,25 @@ INSTALLED_APPS = [
     "django_rq",
     "drf_spectacular",
     "drf_spectacular_sidecar",
+    "axes",
+    "csp",
     "nodes",
     "jobs",
     "api",
+    "dashboard",
 ]
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
+    "gputorrent.policy.ContentPolicy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",  # the last: it turns a refused login into an answer
 ]
 
 TEMPLATES = [
@@ -152,6 +161,19 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+# Who gets a password wrong five times waits a quarter of an hour: a name at an address, or else anybody could
+# lock the operator out, and one colleague a whole office.
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_VERBOSE = False
+AXES_ENABLE_ADMIN = False
+
 STATIC_URL = "/static/"
 SERVESTATIC_USE_FINDERS = True  # straight from the packages: nothing to collect first
 SERVESTATIC_AUTOREFRESH = False
@@ -162,6 +184,24 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = True
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SECURE_CONTENT_TYPE_NOSNIFF = True
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'none'"],
+        "script-src": ["'self'"],
+        "style-src": ["'self'"],
+        "img-src": ["'self'", "data:"],
+        "font-src": ["'self'"],
+        "connect-src": ["'self'"],
+        "form-action": ["'self'"],
+        "frame-ancestors": ["'none'"],
+        "base-uri": ["'none'"],
+    }
+}
+ADMIN_CONTENT_SECURITY_POLICY = {
+    "script-src": ["'self'", "'unsafe-eval'"],
+    "style-src": ["'self'", "'unsafe-inline'"],
+}
+"""What pages under /admin/ may do besides: the admin's looks evaluate expressions and set styles in place."""
 X_FRAME_OPTIONS = "DENY"
 
 # -- database: the ledger ------------------------------------------------------------------------------
@@ -258,6 +298,18 @@ NODE_BYTES = int(_number("GPUTORRENT_NODE_BYTES", 256 * 1024 * 1024, 1024))
 """Bodies that may be under way to one node at a time."""
 STREAM_BUFFER_BYTES = int(_number("GPUTORRENT_STREAM_BUFFER_BYTES", 8 * 1024 * 1024, 1024))
 """What a client that reads slowly may have waiting for it before its job is ended."""
+TAIL_BYTES = int(_number("GPUTORRENT_TAIL_BYTES", 256 * 1024, 0))
+"""How much of a stream's end is kept in memory for those who watch it (`/ws/jobs/{id}`)."""
+TAIL_TOTAL_BYTES = int(_number("GPUTORRENT_TAIL_TOTAL_BYTES", 64 * 1024 * 1024, 0))
+"""How much of all streams of a web process."""
+TAIL_SECONDS = _number("GPUTORRENT_TAIL_SECONDS", 30, 0)
+"""For how long after the end of a stream."""
+SOCKETS = int(_number("GPUTORRENT_SOCKETS", 2000, 0))
+"""How many WebSockets a web process has open at most."""
+SOCKETS_PER_KEY = int(_number("GPUTORRENT_SOCKETS_PER_KEY", 100, 0))
+"""How many of them one API key may have."""
+SOCKET_STALL_SECONDS = _number("GPUTORRENT_SOCKET_STALL_SECONDS", 30, 0.05)
+"""A WebSocket whose client takes nothing for so long is closed."""
 LOAD_SECONDS = _number("GPUTORRENT_LOAD_WAIT_SECONDS", 900, 0.1)
 """How long a request may wait for a model that is being loaded."""
 KEEPALIVE_SECONDS = _number("GPUTORRENT_KEEPALIVE_SECONDS", 10, 0.05)

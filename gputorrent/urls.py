@@ -22,6 +22,7 @@ urlpatterns = [
     path("", include("nodes.urls")),
     path("", include("jobs.urls")),
     path("admin/django-rq/", include("django_rq.urls")),
+    path("admin/", include("dashboard.urls")),
     path("admin/", admin.site.urls),
     path("", RedirectView.as_view(pattern_name="admin:index")),
 ]

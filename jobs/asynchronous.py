@@ -32,6 +32,7 @@ from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
 from jobs.mailbox import tell
 from jobs.models import Attempt, Job, JobState
+from jobs.scoring import Candidate
 from nodes.models import Node, NodeState
 from nodes.registry import Refusal, check_incarnation
 from nodes.view import Snapshot
@@ -135,7 +136,7 @@ async def _route(
         return f"refused: {e.code}"
     only = await sync_to_async(_allowed)(job)
     offered = candidates(snapshot, seen.loads, seen.breakers, job.model, only)
-    hints = routing.Hints(prompt.tokens_of_body(body), spreading.drawn(job.id, offered))
+    hints = routing.Hints(prompt.tokens_of_body(body, job.path), spreading.drawn(job.id, offered))
     decision = routing.choose(offered, visited, hints)
     if isinstance(decision, routing.Refuse) and visited != tried:
         decision = routing.choose(offered, tried, hints)
@@ -202,7 +203,7 @@ def _allowed(job: Job) -> frozenset[str] | None:
     return job.key.node_ids() if job.key else None
 
 
-def _may_be_back(snapshot: Snapshot, offered: Sequence[routing.Candidate], tried: Collection[str]) -> bool:
+def _may_be_back(snapshot: Snapshot, offered: Sequence[Candidate], tried: Collection[str]) -> bool:
     """Whether a node that has not failed at the job is away for the moment: silent, or not back since Redis
     was emptied. One that said goodbye, or drains, is not waited for."""
     back = {NodeState.ONLINE, NodeState.UNHEALTHY}

@@ -30,13 +30,14 @@ from jobs.errors import (
     QueueTimeout,
     UpstreamFailed,
 )
-from jobs.interactive import InteractiveJob, Lost, Over, Request
+from jobs.interactive import InteractiveJob, Lost, Over, Request, in_words
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
 from jobs.metrics import Metrics
 from jobs.outlook import Outlook
 from jobs.recorder import Recorder
 from jobs.refusal import queue_full
+from jobs.tail import Tails
 from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Dispatcher:
         self.mailbox = Mailbox(pipe, on_cancel=lambda job: self.cancel(job, Cancelled()))
         self.outlook = Outlook()
         self.recorder = Recorder()
+        self.tails = Tails()
         self.metrics = Metrics(pipe, self.mailbox.web)
         self.metrics.sample(metrics.STALE, lambda: self.mailbox.stale)
         self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
@@ -90,6 +92,7 @@ class Dispatcher:
         new_id, web = interactive.new_job_id(), self.mailbox.web
         job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web, over=over)
         self.jobs[job.id] = job
+        job.tail = self.tails.begin(job, request.key)
         with self._ending(job):
             await self._place(job)
         self.recorder.note(job)
@@ -129,34 +132,36 @@ class Dispatcher:
             raise
 
     async def follow(
-        self, job: InteractiveJob, first: bytes = b"", told: Callable[[JobError], bytes] | None = None
+        self, job: InteractiveJob, first: bytes = b"", told: Callable[[JobError, int], bytes] | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The first chunk if it is given, and what comes after it, to the end. Where that breaks off: what
-        `told` makes of the error, or without `told` the error, `UpstreamFailed` for one.
+        `told` makes of the error and the number of events before it, or without `told` the error.
 
         Closing the iterator early is the caller leaving. Every token passes here, so no generator stands
         around this one.
         """
+        seen = first.count(b"\n\n")
         try:
             if first:
                 yield first
             while True:
                 event = await job.next()
                 if isinstance(event, Chunk):
+                    seen += event.data.count(b"\n\n")
                     yield event.data
                 elif isinstance(event, Done):
                     self._finished(job, event)
                     yield event.body
                     return
                 else:
-                    error = UpstreamFailed(_in_words(event))
+                    error = UpstreamFailed(in_words(event))
                     self.settle(job)
                     self._end(job, Move.FAIL, code=error.code, message=str(error))
                     raise error
         except JobError as e:
             if told is None:
                 raise
-            yield told(e)
+            yield told(e, seen)
         finally:
             if not job.ended:
                 self.abandon(job)
@@ -261,32 +266,34 @@ class Dispatcher:
             stall_seconds=settings.STALL_SECONDS,
             total_seconds=settings.TOTAL_SECONDS,
         )
-        order = decision.order if isinstance(decision, routing.Place) else ()
-        turn = self.outlook.spreading.take(request.model, order)
+        place = decision if isinstance(decision, routing.Place) else routing.NOWHERE
+        turn = self.outlook.spreading.take(request.model, place.order)
         try:
             answer = await self.board.reserve(
                 work,
-                [scored.node for scored in order],
+                [scored.node for scored in place.order],
                 tenant=request.tenant,
                 priority=request.priority,
                 wait_seconds=job.wait_limit,
                 tried=tried | decision.barred,
                 only=request.only,
+                others=place.later,
                 late=lambda told: self._reserved_too_late(job, told),
             )
         except redis.RedisError as e:
             log.warning("redis unavailable error=%s job=%s", type(e).__name__, job.id)
             job.attempt_over("not_placed", "the broker is unavailable")
             raise BrokerUnavailable("the queue is unavailable for the moment") from None
-        turn.settle(answer.node if isinstance(answer, Placed) else "")
+        taken = place.scored(answer.node) if isinstance(answer, Placed) else None
+        turn.settle(taken)
         if isinstance(answer, Placed):
-            job.why = next((str(s) for s in order if s.node == answer.node), "")
+            job.why = str(taken or "")
             self._placed(job, answer.node)
         elif isinstance(answer, Full):
             job.attempt_over("not_placed", "the queue is full")
             raise queue_full(request.model, answer)
         elif isinstance(answer, Waiting):
-            job.why = "waited for a free slot" if order else "waited for the model to be loaded"
+            job.why = "waited for a free slot" if place.order else "waited for the model to be loaded"
 
     def _placed(self, job: InteractiveJob, node: str) -> None:
         job.on_placed(node, self.outlook.placed(node, job.request.model))
@@ -318,7 +325,7 @@ class Dispatcher:
         if outcome == Outcome.FIRST_TOKEN_TIMEOUT:
             raise FirstTokenTimeout(event.message or "no token came in time")
         if outcome not in interactive.RETRYABLE or job.attempt >= settings.ATTEMPTS:
-            raise UpstreamFailed(_in_words(event))
+            raise UpstreamFailed(in_words(event))
         log.info("job=%s attempt=%d node=%s outcome=%s: trying again", job.id, job.attempt, job.node, outcome)
         if outcome == Outcome.MODEL_NOT_READY:
             await asyncio.sleep(2 * settings.SNAPSHOT_SECONDS)  # until the snapshot knows, too
@@ -382,6 +389,7 @@ class Dispatcher:
     def _forget(self, job: InteractiveJob) -> None:
         self.mailbox.forget(job.id)
         if self.jobs.pop(job.id, None):
+            self.tails.over(job.id)
             counting.job_over(self.metrics, job, self.outlook.snapshot)
             if job.over:
                 self._effect(job.over(job))

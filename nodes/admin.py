@@ -14,6 +14,7 @@ from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from unfold.admin import ModelAdmin, TabularInline
 
 from nodes import registry, steering
 from nodes.models import EnrolmentToken, Gpu, Node, NodeEvent, NodeModel, NodeSample
@@ -24,7 +25,7 @@ def audit(request: HttpRequest, row: Model, what: str) -> None:
     LogEntry.objects.log_actions(request.user.pk or 0, [row], CHANGE, what, single_object=True)
 
 
-class ReadOnly(admin.ModelAdmin):
+class ReadOnly(ModelAdmin):
     """Rows that agents or the system write: to look at, not to edit."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -37,7 +38,7 @@ class ReadOnly(admin.ModelAdmin):
         return False
 
 
-class _Inline(admin.TabularInline):
+class _Inline(TabularInline):
     extra = 0
     can_delete = False
 
@@ -284,7 +285,7 @@ class NodeSampleAdmin(ReadOnly):
 
 
 @admin.register(EnrolmentToken)
-class EnrolmentTokenAdmin(admin.ModelAdmin):
+class EnrolmentTokenAdmin(ModelAdmin):
     list_display = [
         "prefix",
         "note",
@@ -329,3 +330,15 @@ class EnrolmentTokenAdmin(admin.ModelAdmin):
         for token in found:
             audit(request, token, "Revoked")
         self.message_user(request, f"Revoked {len(found)}", messages.SUCCESS)
+
+
+@admin.register(Gpu)
+class GpuAdmin(ReadOnly):
+    list_display = ["name", "node", "index", "utilisation", "temperature_c", "power_w"]
+    list_select_related = ["node"]
+
+
+@admin.register(NodeEvent)
+class NodeEventAdmin(ReadOnly):
+    list_display = ["at", "node", "was", "now", "reason"]
+    list_select_related = ["node"]

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("api", "jobs", "nodes", "gputorrent", "worker_agent")
+ROOMS = ("dashboard", "api", "jobs", "nodes", "gputorrent", "worker_agent")
 CONTRACT = "worker_agent.contract"
 GROUND = (
     "gputorrent.background",
     "gputorrent.credentials",
     "gputorrent.ledger",
+    "gputorrent.looks",
     "gputorrent.pipe",
     "gputorrent.redis",
     "gputorrent.settings",
@@ -24,6 +25,7 @@ GROUND = (
 TOP = ("gputorrent.asgi", "gputorrent.urls")
 """What stands on the rooms."""
 MAY_IMPORT = {
+    "dashboard": ("dashboard", "api", "jobs", "nodes", CONTRACT, *GROUND),
     "api": ("api", "jobs", "nodes", CONTRACT, *GROUND),
     "jobs": ("jobs", "nodes", CONTRACT, *GROUND),
     "nodes": ("nodes", CONTRACT, *GROUND),
@@ -80,7 +82,7 @@ def test_imports_point_downwards(path):
     room = path.relative_to(ROOT).parts[0]
     allowed = MAY_IMPORT[room]
     if name_of(path) in TOP:
-        allowed = ("gputorrent", "api", "jobs", "nodes")
+        allowed = ("gputorrent", "dashboard", "api", "jobs", "nodes")
     wrong = {name for name in ours(imports(path)) if not within(name, allowed)}
     assert not wrong, f"{name_of(path)} may not import {', '.join(sorted(wrong))}"
 

@@ -1,4 +1,4 @@
-"""The table: each figure of ours, vllm-router's in the same run, what peers did before, and the goal. Pure."""
+"""The table: each figure of ours, vllm-router's in the same run, what a peer did before, the goal. Pure."""
 
 from __future__ import annotations
 
