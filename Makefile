@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet
+.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -73,6 +73,10 @@ format: ## let ruff format the code
 engine: ## install vLLM and the demo's model, nothing else
 	$(SERVER_ENV)
 	@exec $(PY) -m gputorrent engine
+
+bench: ## our speed beside vllm-router's, and the goals (10 minutes; wants two quiet cores)
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.speed $(ARGS)
 
 bench-batching: ## tokens/s through the agent against vLLM alone
 	$(DEV_ENV)

@@ -17,6 +17,7 @@ GROUND = (
     "gputorrent.ledger",
     "gputorrent.logins",
     "gputorrent.looks",
+    "gputorrent.pipe",
     "gputorrent.redis",
     "gputorrent.settings",
     "gputorrent.tracing",
