@@ -52,6 +52,7 @@ conformance: ## OpenAI's own clients, LangChain, LiteLLM and schemathesis agains
 
 browser: ## the admin and its live pages in Chromium, against a cluster
 	$(DEV_ENV)
+	@$(PY) -m tests.browser.environment
 	BROWSER_REQUIRED=1 $(PY) -m pytest tests/browser $(ARGS)
 
 lint: ## ruff and mypy
