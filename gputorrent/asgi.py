@@ -20,11 +20,11 @@ django_application = get_asgi_application()  # before anything that imports mode
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import URLRouter  # noqa: E402
-from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 
 from api import gateway, lean  # noqa: E402
 from gputorrent.access import Traced  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
+from gputorrent.origin import SameOrigin  # noqa: E402
 from gputorrent.urls import websocket_urlpatterns  # noqa: E402
 from jobs import dispatch  # noqa: E402
 
@@ -34,7 +34,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_websocket = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)))
+_websocket = SameOrigin(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)))
 
 
 async def _http(scope: Scope, receive: Receive, send: Send) -> None:

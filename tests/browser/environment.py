@@ -1,8 +1,8 @@
 """What the browser tests need besides .venv: ``python -m tests.browser.environment`` fetches it.
 
-Chromium comes from Debian's packages, where we may install them, since a browser wants libraries of the system.
-axe-core, which looks for what keeps people out, comes from npm as requirements/browser/package-lock.json pins it
-and lies in .cache/browser. apt's and npm's settings decide where packages come from.
+Chromium comes from Debian's packages, where we may install them, since a browser wants libraries of the
+system. axe-core, which looks for what keeps people out, comes from npm as
+requirements/browser/package-lock.json pins it and lies in .cache/browser. apt's and npm's settings decide where packages come from.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ TRIES = 3
 def missing_axe() -> str:
     """Why pages cannot be checked for accessibility here; empty if they can."""
     return "" if _stamp() == _fingerprint() and AXE.exists() else "axe-core is not there: make browser"
+
+
+def required() -> bool:
+    """Whether something missing is a failure."""
+    return os.environ.get(chromium.REQUIRED, "") not in {"", "0"}
 
 
 def _fingerprint() -> str:

@@ -1,0 +1,91 @@
+"""Every page of the admin that links lead to, empty and with rows: who can use it, and what it believes.
+
+One cluster for all: first as `bootstrap` leaves it, then with a row of every kind whose texts try to be HTML.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser import environment, furnished, looking, site
+from tests.browser.chromium import DESKTOP, Watched
+from tests.browser.furnished import HIT
+from tests.journeys.cluster import Cluster
+
+OUTSIDE = ("/docs",)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("pages")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def session(cluster):
+    with site.client(cluster) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def rows(cluster):
+    furnished.furnish(cluster)
+
+
+@pytest.fixture
+def looker(browser, cluster, session):
+    """A page of the operator that has axe-core in it."""
+    if why := environment.missing_axe():
+        pytest.fail(why) if environment.required() else pytest.skip(why)
+    context = browser.new_context(viewport=DESKTOP)
+    context.add_cookies(site.cookies(session))
+    looking.prepare(context)
+    watched = Watched(context.new_page(), cluster.url)
+    yield watched
+    context.close()
+    assert not watched.wrong, "\n".join(watched.wrong)
+
+
+def assert_well(watched: Watched, pages: list[str]) -> None:
+    """Nothing is wrong with these pages, however they are looked at."""
+    wrong = []
+    for path in pages:
+        page = watched.open(path)
+        wrong += [f"{path} {what}" for what in looking.every_way(page)]
+        wrong += [f"{path} took text for HTML" for _ in page.query_selector_all(f"#{HIT}")]
+        wrong += [f"{path} ran a script out of text"] if HIT in page.title() else []
+    assert not wrong, "\n".join(wrong)
+
+
+def test_empty_pages(looker, session):
+    lists = {kind: path for kind, path in site.crawl(session).items() if kind.endswith("_changelist")}
+    assert len(lists) > 8
+    assert_well(looker, list(lists.values()))
+
+
+def test_pages_with_rows(looker, session, rows):
+    pages = site.crawl(session)
+    kinds = {kind.rpartition("_")[2] for kind in pages}
+    assert {"changelist", "change", "add", "history"} <= kinds
+    assert_well(looker, [*pages.values(), *OUTSIDE])
+
+
+def test_the_login(looker):
+    looker.page.context.clear_cookies()
+    assert_well(looker, [site.LOGIN])
+    looker.page.fill("#id_username", "admin")
+    looker.page.fill("#id_password", "not this one")
+    looker.page.click("button[type=submit]")
+    assert not list(looking.every_way(looker.page))
+
+
+def test_a_session_is_no_key(session):
+    """What callers and agents send needs no form's token, since no cookie is taken for a key."""
+    doors = set(site.urls()) - set(site.urls(site.ADMIN)) - {"/", "/favicon.ico"}
+    assert len(doors) > 20
+    let_in = {}
+    for path in sorted(doors):
+        status = session.post(path, json={}).status_code
+        if status not in {401, 403, 404, 405} and not (path == "/register" and status == 422):
+            let_in[path] = status
+    assert not let_in
