@@ -31,8 +31,8 @@ UNFOLD: dict[str, Any] = {
     "SITE_HEADER": "GPU Torrent",
     "SITE_SYMBOL": "hub",
     "SHOW_VIEW_ON_SITE": False,
-    "SCRIPTS": [_file("dashboard/keyboard.js")],
-    "STYLES": [_file("dashboard/keyboard.css")],
+    "SCRIPTS": [_file("dashboard/access.js")],
+    "STYLES": [_file("dashboard/access.css")],
     "COLORS": {
         "primary": {  # a blue that white text can be read on
             "50": "oklch(97% .014 254.604)",

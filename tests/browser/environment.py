@@ -2,7 +2,8 @@
 
 Chromium comes from Debian's packages, where we may install them, since a browser wants libraries of the
 system. axe-core, which looks for what keeps people out, comes from npm as
-requirements/browser/package-lock.json pins it and lies in .cache/browser. apt's and npm's settings decide where packages come from.
+requirements/browser/package-lock.json pins it and lies in
+.cache/browser. apt's and npm's settings decide where packages come from.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from worker_agent.contract import ModelState, Register, Registered
 
 FAKE_NVML = str(ROOT / "tests" / "fake_nvml")
 HIT = "gt-hit"
-"""Found in a page's title or as an element's id, some text from outside was taken for HTML."""
-NASTY = f"\"'><img id={HIT} src=x onerror=\"document.title='{HIT}'\"></script><b id={HIT}>"
+"""Found as an element's id or a page's variable, some text from outside was taken for HTML."""
+NASTY = f"\"'><img id={HIT} src=x onerror=\"window['{HIT}']=1\"></script><b id={HIT}>"
 GUEST = ("guest", "guest-of-the-house-1")
 """A user who is not staff."""
 

@@ -30,8 +30,10 @@
     return copy.textContent.trim();
   };
 
+  const isNamed = (element) => element.getAttribute("aria-label") || element.hasAttribute("aria-labelledby");
+
   const name = (element) => {
-    if (element.hasAttribute("aria-label") || element.hasAttribute("aria-labelledby") || textOf(element)) return;
+    if (isNamed(element) || textOf(element)) return;
     const icon = iconOf(element);
     const label = element.title || NAMES[icon] || icon.replaceAll("_", " ");
     if (label) element.setAttribute("aria-label", label);
@@ -53,7 +55,7 @@
 
   /** Labels for the halves of a date with a time, and for boxes that choose rows of a table. */
   const labelField = (field) => {
-    if (field.labels?.length || field.hasAttribute("aria-label") || field.hasAttribute("aria-labelledby")) return;
+    if (isNamed(field) || field.labels?.length) return;
     const row = field.closest(".field-line, .form-row, .field-row, .group");
     const label = row?.querySelector("label")?.textContent.replace("*", "").trim();
     const half = { vDateField: "date", vTimeField: "time" }[field.classList[0]] ?? "";
