@@ -8,23 +8,17 @@ from typing import Any
 import httpx
 import msgspec
 
-from tests.journeys.cluster import MODEL, ROOT, Cluster
+from tests import fake_nvml
+from tests.journeys.cluster import MODEL, Cluster
 from tests.nodes import agents
 from worker_agent import contract
 from worker_agent.contract import ModelState, Register, Registered
 
-FAKE_NVML = str(ROOT / "tests" / "fake_nvml")
 HIT = "gt-hit"
 """Found as an element's id or a page's variable, some text from outside was taken for HTML."""
 NASTY = f"\"'><img id={HIT} src=x onerror=\"window['{HIT}']=1\"></script><b id={HIT}>"
 GUEST = ("guest", "guest-of-the-house-1")
 """A user who is not staff."""
-
-
-def with_gpus(cluster: Cluster, gpus: str) -> None:
-    """Agents started from now on have these GPUs (see tests/fake_nvml)."""
-    cluster.env["PYTHONPATH"] = f"{FAKE_NVML}:{ROOT}"
-    cluster.env["FAKE_NVML"] = gpus
 
 
 def nasty_node(cluster: Cluster) -> Registered:
@@ -66,7 +60,7 @@ def _python(cluster: Cluster, line: str) -> None:
 
 def furnish(cluster: Cluster) -> None:
     """Start a node with GPUs and one that tells nasty things; make jobs, a batch, keys, tokens, users."""
-    with_gpus(cluster, "NVIDIA GeForce RTX 4090:24, NVIDIA L40S:48")
+    fake_nvml.give(cluster, "NVIDIA GeForce RTX 4090:24, NVIDIA L40S:48")
     agent = cluster.start_agent("lab-a")
     nasty_node(cluster)
     add_guest(cluster)

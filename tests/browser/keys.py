@@ -8,9 +8,9 @@ _FOCUSED = """() => {
   const e = document.activeElement, style = getComputedStyle(e);
   const icon = '.material-symbols-outlined', copy = e.cloneNode(true);
   if (copy.querySelectorAll) copy.querySelectorAll(icon).forEach(i => i.remove());
-  const text = e.matches(icon) ? '' : copy.textContent;
+  const text = e.matches(icon) ? '' : copy.textContent.trim().replace(/\\s+/g, ' ');
   const seen = style.outlineStyle !== 'none' || style.boxShadow !== 'none';
-  return [e.getAttribute('aria-label') || text.trim() || e.id, seen && e.checkVisibility()];
+  return [e.getAttribute('aria-label') || text || e.id, seen && e.checkVisibility()];
 }"""
 
 

@@ -106,6 +106,6 @@ def test_by_the_keyboard_alone(looker, cluster):
     keys.follow(page, "demo", "**/admin/api/apikey/*/change/**")
     # What unfold has as clickable spans.
     page.goto(f"{cluster.url}/admin/")
-    keys.tab_to(page, "admin")
+    keys.tab_to(page, "A admin")
     page.keyboard.press("Enter")
     keys.tab_to(page, "Log out")

@@ -10,6 +10,7 @@
     computer: "Colours",
     dark_mode: "Colours",
     dock_to_right: "Menu",
+    hub: "GPU Torrent",
     light_mode: "Colours",
     more_horiz: "More",
     more_vert: "More",
