@@ -12,6 +12,10 @@ ARGS ?=
 # Where the database matters.
 POSTGRES_TESTS ?= tests/api tests/jobs tests/nodes tests/journeys/test_asynchronous_jobs.py tests/journeys/test_nodes.py
 
+# Two at a time, since most tests wait; those of one module stay together and share its cluster. JOBS=0: one by one.
+JOBS ?= 2
+SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadscope
+
 # One recipe makes .venv; which lock it is made from decides what is in it. What developers need contains what
 # the server needs, so the larger environment serves for both.
 SERVER_ENV = @scripts/bootstrap requirements/server.lock requirements/dev.lock
@@ -37,8 +41,8 @@ up: ## the coordinator alone, in production mode, from the environment
 
 test: ## unit and journey tests on SQLite, then the database's part on PostgreSQL
 	$(DEV_ENV)
-	$(PY) -m pytest -m "not vllm" --ignore=tests/conformance --ignore=tests/browser $(ARGS)
-	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(POSTGRES_TESTS) $(ARGS)
+	$(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) --ignore=tests/conformance --ignore=tests/browser $(ARGS)
+	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) $(POSTGRES_TESTS) $(ARGS)
 
 test-vllm: ## the journey on real vLLM (minutes)
 	$(DEV_ENV)

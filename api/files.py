@@ -62,14 +62,18 @@ class FileContentView(APIView):
 
     async def get(self, request: Request, file: str) -> HttpResponseBase:
         found = await _find(request, file)
-        response = StreamingHttpResponse(_pieces(found), content_type="application/octet-stream")
+        first = await ledger.ask(files.read, found.id, 0)
+        if not first and found.size:
+            raise no_such_file()  # deleted since: while nothing is sent, that can still be said
+        response = StreamingHttpResponse(_pieces(found, first), content_type="application/octet-stream")
         response["Content-Length"] = str(found.size)
         return response
 
 
-async def _pieces(file: StoredFile) -> AsyncIterator[bytes]:
+async def _pieces(file: StoredFile, first: bytes) -> AsyncIterator[bytes]:
     """Raises where a piece is gone: the connection breaks, so that nobody takes half of a file for all."""
-    at = 0
+    yield first
+    at = len(first)
     while at < file.size:
         piece = await ledger.ask(files.read, file.id, at)
         if not piece:

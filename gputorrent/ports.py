@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 
@@ -19,11 +20,19 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def any_free(host: str = "127.0.0.1") -> int:
-    """A port that was free a moment ago, chosen by the kernel."""
+    """A port that was free a moment ago.
+
+    From below those that systems give to outgoing connections (32768 and up on Linux, 49152 elsewhere): one
+    of those may be taken by any program's next connection before a server gets to listen there.
+    """
+    for _ in range(20):
+        port = random.randint(20_000, 32_000)  # noqa: S311 - no secret
+        if is_free(port, host):
+            return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
         s.bind((host, 0))
-        port: int = s.getsockname()[1]
-        return port
+        chosen: int = s.getsockname()[1]
+        return chosen
 
 
 def next_free(first: int, host: str = "127.0.0.1", tries: int = 100) -> int:

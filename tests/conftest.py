@@ -48,8 +48,11 @@ def wire(wire_server: str) -> redis.Redis:
 
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """SQLite in a file: threads share one in memory only with locks that no time-out applies to."""
+def django_db_modify_db_settings(
+    django_db_modify_db_settings_parallel_suffix: None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """SQLite in a file: threads share one in memory only with locks that no time-out applies to. On a server
+    each process of the tests has a database of its own."""
     config = connections["default"].settings_dict
     if config["ENGINE"].endswith("sqlite3"):
         config["TEST"]["NAME"] = str(tmp_path_factory.mktemp("ledger") / "test.sqlite3")

@@ -68,6 +68,14 @@ async def test_a_file_comes_back_as_it_was_sent(serve, schema):
     assert await FileChunk.objects.acount() == 0
 
 
+async def test_a_file_that_is_being_deleted_is_gone_and_does_not_break_off(serve):
+    ann = await caller()
+    client = await serve()
+    file = (await upload(client, ann)).json()["id"]
+    await FileChunk.objects.filter(file_id=file).adelete()  # as far as somebody else's DELETE has come
+    assert refused(await client.get(f"/v1/files/{file}/content", headers=ann))[:2] == (404, "file_not_found")
+
+
 async def test_keys_see_their_own_files_and_batches_only(serve):
     ann, bob, boss = await caller(), await caller("bob"), await caller("boss", staff=True)
     client = await serve()

@@ -18,3 +18,7 @@ def test_a_port_that_somebody_listens_on_is_not_free():
 def test_any_free_gives_a_port_to_listen_on():
     with socket.create_server(("127.0.0.1", ports.any_free())):
         pass
+
+
+def test_any_free_stays_clear_of_the_ports_of_outgoing_connections():
+    assert all(ports.any_free() < 32_768 for _ in range(50))
