@@ -161,11 +161,11 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
+LOGIN_REDIRECT_URL = "admin:index"  # who came to the login page by itself
 AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesStandaloneBackend",
     "django.contrib.auth.backends.ModelBackend",
 ]
-LOGIN_REDIRECT_URL = "admin:index"  # who came to the login page by itself
 # Who gets a password wrong five times waits a quarter of an hour: a name at an address, or else anybody could
 # lock the operator out, and one colleague a whole office.
 AXES_FAILURE_LIMIT = 5
