@@ -56,7 +56,8 @@
 
   /** Labels for the halves of a date with a time, and for boxes that choose rows of a table. */
   const labelField = (field) => {
-    if (isNamed(field) || field.labels?.length) return;
+    const isLabelled = [...(field.labels ?? [])].some((label) => textOf(label));
+    if (isNamed(field) || (isLabelled && !field.hasAttribute("aria-label"))) return;
     const row = field.closest(".field-line, .form-row, .field-row, .group");
     const label = row?.querySelector("label")?.textContent.replace("*", "").trim();
     const half = { vDateField: "date", vTimeField: "time" }[field.classList[0]] ?? "";
