@@ -17,7 +17,7 @@ from worker_agent.contract import ModelState, Register, Registered
 HIT = "gt-hit"
 """Found as an element's id or a page's variable, some text from outside was taken for HTML."""
 NASTY = f"\"'><img id={HIT} src=x onerror=\"window['{HIT}']=1\"></script><b id={HIT}>"
-GUEST = ("guest", "guest-of-the-house-1")
+GUEST = "guest"
 """A user who is not staff."""
 
 
@@ -49,13 +49,16 @@ def _tell(cluster: Cluster, path: str, message: Any, credential: str) -> bytes:
     return done.content
 
 
-def add_guest(cluster: Cluster) -> None:
-    name, password = GUEST
-    _python(cluster, f"User.objects.create_user({name!r}, password={password!r})")
+def guest_session(cluster: Cluster) -> str:
+    """The session of one who is not staff; they get none by the admin's login."""
+    lines = f"guest = User.objects.create_user({GUEST!r}); c = Client(); c.force_login(guest)"
+    return _python(
+        cluster, f"from django.test import Client; {lines}; print(c.cookies['sessionid'].value)"
+    ).strip()
 
 
-def _python(cluster: Cluster, line: str) -> None:
-    cluster.manage("shell", "-v", "0", "-c", f"from django.contrib.auth.models import *; {line}")
+def _python(cluster: Cluster, line: str) -> str:
+    return cluster.manage("shell", "-v", "0", "-c", f"from django.contrib.auth.models import *; {line}")
 
 
 def furnish(cluster: Cluster) -> None:
@@ -63,7 +66,6 @@ def furnish(cluster: Cluster) -> None:
     fake_nvml.give(cluster, "NVIDIA GeForce RTX 4090:24, NVIDIA L40S:48")
     agent = cluster.start_agent("lab-a")
     nasty_node(cluster)
-    add_guest(cluster)
     nasty_name = NASTY.replace(" ", "").replace("'", "")[:60]
     _python(cluster, f"Group.objects.create(name={NASTY!r}); User.objects.create(username={nasty_name!r})")
     cluster.manage("apikey", "create", "--name", NASTY[:60])

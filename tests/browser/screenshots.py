@@ -122,13 +122,35 @@ def first_row(page: Page) -> None:
     page.wait_for_load_state()
 
 
+def last_minutes(page: Page) -> None:
+    page.check("input[name=range][value='5m']", force=True)
+
+
+def ask(page: Page) -> None:
+    page.locator("#model option").first.wait_for(state="attached")
+    page.select_option("#model", QWEN)
+    page.fill("#prompt", QUESTION)
+    page.click("#send")
+    page.get_by_text("Done: ").wait_for()
+
+
+def fill_in(page: Page) -> None:
+    page.fill("#id_loaded", QWEN)
+    page.fill("#id_note", "Anna's workstation")
+    page.fill("#id_address", "https://gpu.example.com")
+    page.get_by_role("button", name="Make the command").click()
+    page.locator("#command").wait_for()
+
+
 def nothing(page: Page) -> None:
     pass
 
 
 PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "login": (site.LOGIN, nothing),
-    "dashboard": (site.ADMIN, nothing),
+    "dashboard": (site.ADMIN, last_minutes),
+    "playground": ("/admin/playground/", ask),
+    "join": ("/admin/join/", fill_in),
     "nodes": ("/admin/nodes/node/", nothing),
     "node": ("/admin/nodes/node/", first_row),
     "models": ("/admin/nodes/nodemodel/", nothing),
@@ -138,6 +160,8 @@ PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "usage": ("/admin/api/usage/", nothing),
     "queues": ("/admin/django-rq/", nothing),
 }
+WHOLE = {"dashboard"}
+"""Pages that are shown to their end."""
 LOOKS = {
     "light": {"viewport": WIDE, "color_scheme": "light"},
     "dark": {"viewport": WIDE, "color_scheme": "dark"},
@@ -162,7 +186,7 @@ def take(browser: Browser, cluster: Cluster, folder: Path, wanted: list[str]) ->
                 then(page)
                 page.wait_for_timeout(1500)  # fonts, and what moves at first
                 disguise(page)
-                shot = page.screenshot(path=folder / f"{name}-{look}.png")
+                shot = page.screenshot(path=folder / f"{name}-{look}.png", full_page=name in WHOLE)
                 if len(shot) > LARGEST:
                     wrong.append(f"{name}-{look}.png has {len(shot):,} bytes")
             wrong += [f"{look}: {what}" for what in watched.wrong]

@@ -5,7 +5,12 @@ One cluster for all: first as `bootstrap` leaves it, then with a row of every ki
 
 from __future__ import annotations
 
+import json
+
+import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from tests.browser import environment, furnished, keys, looking, site
 from tests.browser.chromium import DESKTOP, Watched
@@ -13,6 +18,7 @@ from tests.browser.furnished import HIT
 from tests.journeys.cluster import Cluster
 
 OUTSIDE = ("/docs",)
+SOCKET = "/ws/dashboard"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,28 @@ def test_a_session_is_no_key(session):
         if status not in {401, 403, 404, 405} and not (path == "/register" and status == 422):
             let_in[path] = status
     assert not let_in
+
+
+def test_who_is_not_staff_sees_nothing_of_the_admin(cluster):
+    cookies = {"sessionid": furnished.guest_session(cluster)}
+    let_in = {}
+    with httpx.Client(base_url=cluster.url, cookies=cookies, timeout=20) as client:
+        for path in set(site.urls(site.ADMIN)) - {site.LOGIN, "/admin/logout/"}:
+            answer = client.get(path)
+            to_login = answer.status_code == 302 and answer.headers["location"].startswith(site.LOGIN)
+            if not to_login and answer.status_code not in {401, 403, 404, 405}:
+                let_in[path] = answer.status_code
+    assert not let_in
+
+
+def test_sockets_are_for_staff_on_this_sites_pages(cluster, session):
+    own = {"Cookie": f"sessionid={session.cookies['sessionid']}", "Origin": cluster.url}
+    with connect(cluster.url.replace("http", "ws", 1) + SOCKET, additional_headers=own) as socket:
+        assert json.loads(socket.recv(timeout=20))
+    foreign = {**own, "Origin": "http://evil.example"}
+    with pytest.raises(InvalidStatus) as refused:
+        connect(cluster.url.replace("http", "ws", 1) + SOCKET, additional_headers=foreign)
+    assert refused.value.response.status_code == 403
 
 
 def test_by_the_keyboard_alone(looker, cluster):

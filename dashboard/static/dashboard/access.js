@@ -72,6 +72,10 @@
     document.querySelectorAll("a[href], button").forEach(name);
     document.querySelectorAll(`.${ICON}:not([role])`).forEach((icon) => icon.setAttribute("aria-hidden", "true"));
     document.querySelectorAll("input:not([type=hidden], [type=submit]), select, textarea").forEach(labelField);
+    document.querySelectorAll(".select2-selection__rendered[role]:not([aria-label])").forEach((shown) => {
+      const label = shown.closest(".select2")?.previousElementSibling?.labels?.[0];
+      if (label) shown.setAttribute("aria-label", [label.textContent.trim(), shown.title].filter(Boolean).join(": "));
+    });
     document.querySelectorAll(".help-tooltip[aria-label]:not([role])").forEach((hint) => {
       hint.setAttribute("role", "img");
     });
