@@ -2,7 +2,7 @@
 
 lifespan   the gateway (dispatcher, watch, keys)
 http       completions by the lean door; everything else by Django; static files in front
-websocket  Channels
+websocket  `/ws/jobs/{id}` by its own door; everything else by Channels, for sessions of this site
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ django_application = get_asgi_application()  # before anything that imports mode
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 
-from api import gateway, lean  # noqa: E402
-from gputorrent.access import Traced  # noqa: E402
+from api import gateway, job_socket, lean  # noqa: E402
+from gputorrent.access import Traced, TracedSocket  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
-from gputorrent.origin import SameOrigin  # noqa: E402
 from gputorrent.urls import websocket_urlpatterns  # noqa: E402
 from jobs import dispatch  # noqa: E402
 
@@ -34,7 +34,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_websocket = SameOrigin(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)))
+_websocket = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)))
 
 
 async def _http(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,6 +45,7 @@ async def _http(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 _traced = Traced(BodyLimit(_http, lean.too_large))
+_job_socket = TracedSocket(job_socket.serve)
 
 
 async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,6 +69,8 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     match scope["type"]:
         case "http":
             await _traced(scope, receive, send)
+        case "websocket" if job_socket.takes(scope):  # clients with a key, of whatever origin
+            await _job_socket(scope, receive, send)
         case "websocket":
             await _websocket(scope, receive, send)
         case "lifespan":
