@@ -44,15 +44,16 @@ test: ## unit and journey tests on SQLite, then the database's part on PostgreSQ
 	$(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) --ignore=tests/conformance --ignore=tests/browser $(ARGS)
 	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) $(POSTGRES_TESTS) $(ARGS)
 
-test-vllm: ## the journey on real vLLM (minutes)
+test-vllm: ## journeys on real vLLM, and the official clients against it (minutes)
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
-	$(PY) -m pytest -m vllm $(ARGS)
+	@$(PY) -m tests.conformance.environments openai2 openai3 node
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest -m vllm $(ARGS)
 
 conformance: ## OpenAI's own clients, LangChain, LiteLLM and schemathesis against a cluster, each as installed
 	$(DEV_ENV)
 	@$(PY) -m tests.conformance.environments
-	CONFORMANCE_REQUIRED=1 $(PY) -m pytest tests/conformance $(ARGS)
+	CONFORMANCE_REQUIRED=1 $(PY) -m pytest -m "not vllm" tests/conformance $(ARGS)
 
 browser: ## the admin and its live pages in Chromium, against a cluster
 	$(DEV_ENV)

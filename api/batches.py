@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from adrf.views import APIView
 from django.conf import settings
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Meta, Struct
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import files, schemas
+from api import files, schemas, uploads
 from api.completion import must_be_json
 from api.errors import ApiError, invalid
 from api.pages import Page
@@ -27,14 +27,21 @@ _MOST_PAIRS, _MOST_NAME, _MOST_VALUE = 16, 64, 512
 _ID: Final = re.compile(r"batch_[0-9a-f]{32}")
 
 
+class Expiry(Struct, forbid_unknown_fields=True):
+    """How long what a batch wrote is kept, from when it can be read; FILE_TTL_SECONDS at most."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Meta(ge=uploads.HOUR, le=uploads.MONTH)]
+
+
 class BatchBody(Struct, forbid_unknown_fields=True):
-    """What `POST /v1/batches` takes. `output_expires_after` is taken and not heeded: see FILE_TTL_SECONDS."""
+    """What `POST /v1/batches` takes."""
 
     input_file_id: str
     endpoint: str
     completion_window: Literal["24h"]
     metadata: dict[str, str] | None = None
-    output_expires_after: dict[str, Any] | UnsetType | None = UNSET
+    output_expires_after: Expiry | None = None
 
 
 class BatchesView(APIView):
@@ -102,7 +109,8 @@ def _create(wanted: BatchBody, key: int) -> Batch:
     if batches.open_of(key) >= settings.BATCHES_PER_KEY:
         said = f"This API key has {settings.BATCHES_PER_KEY} batches that have not ended."
         raise ApiError("too_many_batches", said)
-    return batches.create(key, file.id, wanted.endpoint, wanted.metadata or {})
+    seconds = wanted.output_expires_after.seconds if wanted.output_expires_after else 0
+    return batches.create(key, file.id, wanted.endpoint, wanted.metadata or {}, seconds)
 
 
 def show(batch: Batch) -> dict[str, Any]:

@@ -180,44 +180,49 @@ def check_template(wanted: Templated) -> None:
             "'continue_final_message' and 'add_generation_prompt' exclude each other.",
             param="continue_final_message",
         )
-    if wanted.chat_template_kwargs:
-        for name in ("chat_template", "tokenize"):
-            if name in wanted.chat_template_kwargs:
-                raise sampling.refused("chat_template")
+    check_template_kwargs(wanted.chat_template_kwargs)
+
+
+def check_template_kwargs(given: dict[str, Any] | None) -> None:
+    """Raises `ApiError` 400 for a template of the caller's own."""
+    for name in ("chat_template", "tokenize"):
+        if given and name in given:
+            raise sampling.refused("chat_template")
 
 
 def _check_parts(at: int, message: Message) -> None:
     if not isinstance(message.content, list):
         return
     for number, part in enumerate(message.content):
-        field = _BY_URL.get(part.__class__)
-        if field is None:
-            continue
-        url: str = getattr(part, field).url
-        scheme = url[:8].lower()
-        if scheme.startswith("data:"):
-            continue
-        if settings.ALLOW_URLS and scheme.startswith(("http://", "https://")):
-            continue
-        raise ApiError(
-            "url_not_allowed",
-            "Nodes fetch nothing from addresses that callers name: send the data itself, as "
-            "'data:image/png;base64,...'.",
-            param=f"messages[{at}].content[{number}].{field}.url",
-        )
+        if field := _BY_URL.get(part.__class__):
+            check_url(getattr(part, field).url, f"messages[{at}].content[{number}].{field}.url")
 
 
-def check_names(tools: Sequence[Tool]) -> list[str]:
-    """The names of tools. Raises `ApiError` 400 where two have the same."""
-    names = [tool.function.name for tool in tools]
+def check_url(url: str, param: str) -> None:
+    """Raises `ApiError` 400 for an address that a node would have to fetch."""
+    scheme = url[:8].lower()
+    if scheme.startswith("data:"):
+        return
+    if settings.ALLOW_URLS and scheme.startswith(("http://", "https://")):
+        return
+    raise ApiError(
+        "url_not_allowed",
+        "Nodes fetch nothing from addresses that callers name: send the data itself, as "
+        "'data:image/png;base64,...'.",
+        param=param,
+    )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises `ApiError` 400 where two tools have the same."""
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise invalid(f"Two tools are called '{twice}'.", param="tools")
-    return names
 
 
 def _check_tools(wanted: ChatCompletion) -> None:
-    names = check_names(wanted.tools or ())
+    names = [tool.function.name for tool in wanted.tools or ()]
+    check_names(names)
     choice = wanted.tool_choice
     if choice is not None and choice != "none" and not names:
         raise invalid("'tool_choice' is only allowed when 'tools' are given.", param="tool_choice")

@@ -149,6 +149,12 @@ TABLE: Final[tuple[Code, ...]] = (
         "Check the id.",
     ),
     Code(
+        "response_not_found", 404, INVALID,
+        "Responses are not kept, so none can be looked up, deleted or cancelled by its id.",
+        "Keep what you need of the answer. `GET /jobs/{id}` has the request's record; leaving a stream "
+        "ends it, as `DELETE /jobs/{id}` does.",
+    ),
+    Code(
         "file_not_found", 404, INVALID,
         "There is no such file, it is not yours, or its time is over.",
         "Check the id; `GET /v1/files` lists what there is.",

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections
+from django.db.models import Count
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
@@ -20,6 +21,7 @@ from api.shared import Shared
 from jobs import metrics, vitals
 from jobs.dispatch import Dispatcher
 from jobs.metrics import Family, Series
+from jobs.models import Batch, BatchStatus
 from jobs.vitals import Figures
 from nodes.models import Node, NodeState
 from worker_agent.contract import ModelState
@@ -47,23 +49,23 @@ class Exposition:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._nodes = Shared(_nodes)
+        self._ledger = Shared(_in_ledger)
 
     async def page(self) -> bytes:
         """Everything, in the text format 0.0.4. Never raises for what is away."""
-        return generate_latest(_Page(await _families(self._dispatcher, self._nodes)))
+        return generate_latest(_Page(await _families(self._dispatcher, self._ledger)))
 
 
-async def _families(dispatcher: Dispatcher, ask_nodes: Shared[list[Metric]]) -> list[Metric]:
+async def _families(dispatcher: Dispatcher, ask_ledger: Shared[list[Metric]]) -> list[Metric]:
     pipe = dispatcher.pipe
-    totals, board, processes, healed, nodes = await asyncio.gather(
+    totals, board, processes, healed, rows = await asyncio.gather(
         _in_time(lambda: metrics.totals(pipe)),
         _in_time(lambda: _board(dispatcher)),
         _in_time(lambda: vitals.read(pipe)),
         _in_time(lambda: _heals(dispatcher)),
-        _in_time(ask_nodes),
+        _in_time(ask_ledger),
     )
-    up = {("redis",): totals is not None, ("database",): nodes is not None}
+    up = {("redis",): totals is not None, ("database",): rows is not None}
     families = [_gauge("up", "Whether the coordinator reaches it.", ("part",), up)]
     if totals is not None:
         families += _counted(totals)
@@ -72,7 +74,7 @@ async def _families(dispatcher: Dispatcher, ask_nodes: Shared[list[Metric]]) -> 
     if healed is not None:
         help_ = "Differences between ledger, board and nodes that were found and mended; 0 in normal life."
         families.append(_counter("heals", help_, ("kind",), {(k,): n for k, n in healed.items()}))
-    families += nodes or []
+    families += rows or []
     return families
 
 
@@ -199,12 +201,12 @@ def _of_processes(processes: list[Figures]) -> list[Metric]:
     ]
 
 
-def _nodes() -> list[Metric]:
-    """What the ledger has of the nodes' last heartbeats: three queries."""
+def _in_ledger() -> list[Metric]:
+    """What the ledger has of the nodes' last heartbeats, and of batches: four queries."""
     close_old_connections()
     try:
         rows = Node.objects.exclude(state=NodeState.REVOKED).prefetch_related("gpus", "models")
-        return _of_nodes(list(rows))
+        return [*_of_nodes(list(rows)), _batches()]
     finally:
         close_old_connections()
 
@@ -242,6 +244,12 @@ def _of_nodes(nodes: list[Node]) -> list[Metric]:
         _gauge("model_running", "Requests in the engine's batch.", place, models(lambda m: m.running)),
         _gauge("model_waiting", "Requests queued in the engine.", place, models(lambda m: m.waiting)),
     ]
+
+
+def _batches() -> Metric:
+    found = dict(Batch.objects.values_list("status").annotate(n=Count("pk")).order_by())
+    values = {(status,): float(found.get(status, 0)) for status in BatchStatus.values}
+    return _gauge("batches", "Batches of which there are records, by status.", ("status",), values)
 
 
 def _last_beat(node: Node) -> float | None:

@@ -16,11 +16,15 @@ from api.errors import ApiError
 from api.exposition import Exposition
 from api.limits import Limiter, Permit
 from api.readiness import Readiness
+from api.sockets import Sockets
 from gputorrent import background
 from jobs import cancelling
 from jobs.dispatch import Dispatcher
 from jobs.errors import KeyRevoked
 from jobs.interactive import Request
+from jobs.lookout import Lookout
+from jobs.relaying import Relaying
+from jobs.replicas import Replicas
 from jobs.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -41,6 +45,11 @@ class Gateway:
         self.readiness = Readiness(self.dispatcher)
         self.uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self.limiter = Limiter(self.dispatcher.pipe, self.dispatcher.mailbox.web)
+        self.sockets = Sockets()
+        self.lookout = Lookout()
+        d = self.dispatcher
+        self.relaying = Relaying(d.pipe, d.mailbox, d.tails)
+        self.replicas = Replicas(d.pipe, d.mailbox, d.tails)
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -64,6 +73,9 @@ class Gateway:
     async def stop(self) -> None:
         await background.end([self._task, self._ending])
         await self.watch.stop()
+        await self.lookout.stop()
+        await self.replicas.stop()
+        await self.relaying.stop()
         await self.dispatcher.stop()
 
     async def _refresh_keys(self) -> None:
@@ -72,6 +84,7 @@ class Gateway:
             gone = await self.keys.refresh(self.dispatcher.pipe)
             await self.limiter.catch_up()
             self._end_jobs_of_dead_keys()
+            self.sockets.end_those_of_dead_keys(self.keys)
             if gone and (self._ending is None or self._ending.done()):
                 self._ending = asyncio.create_task(self._end_asynchronous_jobs(), name="gateway.ending")
 

@@ -92,13 +92,13 @@ class JobView(APIView):
 
     async def get(self, request: Request, job: str) -> Response:
         here, caller = _who(request)
-        return Response(await _record(here, await _find(here, job, caller), caller))
+        return Response(await _record(here, await find(here, job, _reader(caller)), caller))
 
     async def delete(self, request: Request, job: str) -> Response:
         here, caller = _who(request)
-        found = await _find(here, job, caller)
+        found = await find(here, job, _reader(caller))
         await cancelling.cancel(here.dispatcher, found)
-        return Response(await _record(here, await _find(here, job, caller), caller))
+        return Response(await _record(here, await find(here, job, _reader(caller)), caller))
 
 
 def _mark(wanted: Wish, key: str | None) -> Mark | None:
@@ -151,16 +151,16 @@ def _reader(caller: Caller) -> Reader:
     return Reader(caller.key, caller.staff)
 
 
-async def _find(here: Gateway, job: str, caller: Caller) -> Job:
+async def find(here: Gateway, job: str, reader: Reader) -> Job:
     """The job's row, as new as may be. Raises `ApiError` 404."""
     job_id = records.plain_id(job)
     if job_id is not None:
         await here.dispatcher.recorder.written(job_id)
-        found = await ledger.ask(records.find, job_id, _reader(caller))
+        found = await ledger.ask(records.find, job_id, reader)
         if found is None and records.is_young(job_id):
             # Another process may have answered it a moment ago; its row follows.
             await asyncio.sleep(settings.RECORD_SECONDS + 0.1)
-            found = await ledger.ask(records.find, job_id, _reader(caller))
+            found = await ledger.ask(records.find, job_id, reader)
         if found is not None:
             return found
     raise ApiError("job_not_found", "No such job.")

@@ -19,7 +19,7 @@ from msgspec import Struct
 from jobs.board import Board
 from jobs.models import TERMINAL, Job, JobState
 
-_JOB_ID: Final = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
+_JOB_ID: Final = re.compile(r"(?:chatcmpl-|cmpl-|resp_)?([0-9a-f]{32})")
 _YOUNG_SECONDS: Final = 60.0
 
 
@@ -64,6 +64,12 @@ def find(job_id: str, reader: Reader) -> Job | None:
     """A job with its attempts, if the reader may know of it."""
     rows = reader.jobs().filter(pk=job_id).select_related("key", "node")
     return rows.prefetch_related("attempts__node").first()
+
+
+def ended_before(job: Job, seconds: float) -> bool:
+    """Whether a job has ended, longer ago than that."""
+    ended = job.state in TERMINAL and job.finished_at is not None
+    return ended and (timezone.now() - job.finished_at).total_seconds() > seconds  # type: ignore[operator]
 
 
 def page(wanted: Wanted, reader: Reader) -> dict[str, Any]:

@@ -177,14 +177,23 @@ def check(wanted: Sampling) -> None:
         raise invalid("'prompt_logprobs' is not available for a stream.", param="prompt_logprobs")
     if wanted.stop_sequences not in (UNSET, None) and wanted.stop is not None:
         raise invalid("Send 'stop' or 'stop_sequences', which mean the same.", param="stop_sequences")
-    outputs = wanted.structured_outputs
+    check_outputs(wanted.structured_outputs)
+    check_salt(wanted.cache_salt)
+
+
+def check_outputs(outputs: StructuredOutputs | None) -> None:
+    """Raises `ApiError` 400 for more constraints than one, or none."""
     if outputs is not None and outputs.constraints() != 1:
         raise invalid(
             "'structured_outputs' takes exactly one of json, regex, choice, grammar, json_object and "
             "structural_tag.",
             param="structured_outputs",
         )
-    if wanted.cache_salt is not None and set(wanted.cache_salt) & set("@/\\\0"):
+
+
+def check_salt(salt: str | None) -> None:
+    """Raises `ApiError` 400 for a salt that vLLM does not take."""
+    if salt is not None and set(salt) & set("@/\\\0"):
         raise invalid("'cache_salt' may not contain '@', '/', '\\' or NUL.", param="cache_salt")
 
 

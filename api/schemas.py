@@ -4,7 +4,6 @@ the engine gets the caller's own bytes wherever nothing had to be changed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
@@ -13,15 +12,17 @@ import msgspec
 from django.conf import settings
 from msgspec import UNSET
 
-from api import chat, sampling, text, tokens
+from api import chat, responses, sampling, text, tokens, validation
 from api.chat import ChatCompletion
 from api.errors import ApiError, invalid, no_such_model
+from api.responses import CreateResponse
 from api.sampling import Sampling, StreamOptions
 from api.text import Completion, Embedding
 from api.tokens import Detokenize, Tokenize
+from api.validation import converted
 from jobs import prompt
 from jobs.interactive import Request
-from worker_agent.contract import MODEL_NAME
+from worker_agent.contract import MODEL_NAME, RESPONSES
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ EMBEDDINGS: Final = "/v1/embeddings"
 SCHEMAS: Final[dict[str, Schema]] = {
     "/v1/completions": _schema(Completion, text.check),
     "/v1/chat/completions": _schema(ChatCompletion, chat.check),
+    RESPONSES: _schema(CreateResponse, responses.check),
     EMBEDDINGS: _schema(Embedding, text.check_embedding),
     "/tokenize": _schema(Tokenize, tokens.check),
     "/detokenize": _schema(Detokenize, tokens.check_detokenize),
@@ -65,10 +67,8 @@ class _Key:
 
 _decode = msgspec.json.Decoder(dict[_Key, Any], dec_hook=lambda _, name: _Key(name)).decode
 
-_MISSING = re.compile(r"Object missing required field `([^`]+)`")
-_UNKNOWN = re.compile(r"Object contains unknown field `([^`]+)`")
-_AT = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _USAGE = b'"stream_options":{"include_usage":true},'
+_FORGET = b'"store":false,'
 
 
 def parse(path: str, body: bytes, *, key: int | None) -> Request:
@@ -81,7 +81,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     fields = _fields(body)
     if unknown := fields.keys() - schema.known:
         _check_unknown(unknown, fields)
-    wanted = _converted(fields, schema.type)
+    wanted = converted(fields, schema.type)
     if _deeper_than(DEEPEST, fields):
         raise ApiError("nested_too_deeply", f"The body is nested deeper than {DEEPEST} levels.")
     schema.check(wanted)
@@ -91,6 +91,8 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
         return Request(path, wanted.model, body, stream=False, key=key, answer_tokens=0, metered=False)
     if isinstance(wanted, Embedding):
         return _embedding(wanted, path, body, key)
+    if isinstance(wanted, CreateResponse):
+        return _response(wanted, path, fields, body, key)
     sampling.check(wanted)
     stream = bool(wanted.stream)
     options = wanted.stream_options
@@ -116,14 +118,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
 
 def convert(body: bytes, kind: type[T]) -> T:
     """Any other body by its type. Raises `ApiError` 400 naming the parameter."""
-    return _converted(_fields(body), kind)
-
-
-def _converted(fields: dict[str, Any], kind: type[T]) -> T:
-    try:
-        return msgspec.convert(fields, kind, str_keys=True)
-    except msgspec.ValidationError as e:
-        raise _refused(str(e)) from None
+    return converted(_fields(body), kind)
 
 
 def _tokens(wanted: Sampling, fields: dict[str, Any]) -> int:
@@ -162,6 +157,38 @@ def _embedding(wanted: Embedding, path: str, body: bytes, key: int | None) -> Re
     )
 
 
+def _response(
+    wanted: CreateResponse, path: str, fields: dict[str, Any], body: bytes, key: int | None
+) -> Request:
+    """What is left out, and what is null, means the default. But vLLM takes no null for some, and a foreign
+    server may keep what it is not told to forget."""
+    if any(value is None for value in fields.values()):
+        given = {name: value for name, value in fields.items() if value is not None}
+        body = msgspec.json.encode({**given, "store": False})
+    elif wanted.store is None:
+        start = body.index(b"{") + 1
+        body = body[:start] + _FORGET + body[start:]
+    turns = list(prompt.turns(wanted.instructions, wanted.input))
+    most = wanted.max_output_tokens
+    counted = () if wanted.truncation == "auto" else (content for _, content in turns)
+    request = Request(
+        path,
+        wanted.model,
+        body,
+        bool(wanted.stream),
+        key=key,
+        tokens_wanted=prompt.chat_tokens(counted, most or 0),
+        answer_tokens=most,
+    )
+    if not settings.AFFINITY:
+        return request
+    if wanted.prompt_cache_key:
+        prefix = prompt.of_cache_key(request.tenant, wanted.model, wanted.prompt_cache_key)
+    else:
+        prefix = prompt.of_chat(request.tenant, wanted.model, turns)
+    return replace(request, prefix=prefix)
+
+
 def _prefix(wanted: Sampling, fields: dict[str, Any], tenant: str) -> prompt.Prefix:
     if wanted.prompt_cache_key:
         return prompt.of_cache_key(tenant, wanted.model, wanted.prompt_cache_key)
@@ -176,7 +203,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     try:
         pairs = _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        said = _AT.sub("", str(e))[:200]
+        said = validation.AT.sub("", str(e))[:200]
         if isinstance(e, RecursionError):
             raise ApiError("nested_too_deeply", f"The body is nested deeper than {DEEPEST} levels.") from None
         if said.startswith("Expected"):
@@ -197,8 +224,13 @@ def _check_unknown(unknown: set[str], fields: dict[str, Any]) -> None:
 
 
 def _deeper_than(most: int, fields: dict[str, Any]) -> bool:
-    # Prompts have types that bound their depth, and may have a million items.
-    level = [v for name, v in fields.items() if v.__class__ in _NESTS and name not in _FLAT]
+    # Prompts have types that bound their depth, and may have a million items; a list of objects has neither.
+    level = [
+        v
+        for name, v in fields.items()
+        if v.__class__ in _NESTS
+        and (name not in _FLAT or (v and v.__class__ is list and v[0].__class__ is dict))
+    ]
     for _ in range(most - 1):
         if not level:
             return False
@@ -221,19 +253,3 @@ def _rewritten(fields: dict[str, Any], ask_for_usage: bool) -> bytes:
     if ask_for_usage:
         fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
     return msgspec.json.encode(fields)
-
-
-def _refused(message: str) -> ApiError:
-    """What msgspec says of a value, as a refusal that names the parameter."""
-    where = _AT.search(message)
-    param = where[1].replace("[...]", "") if where else ""
-    said = _AT.sub("", message)
-    if missing := _MISSING.match(said):
-        param = f"{param}.{missing[1]}" if param else missing[1]
-        return invalid(
-            f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param
-        )
-    if unknown := _UNKNOWN.match(said):
-        param = f"{param}.{unknown[1][:80]}" if param else unknown[1][:80]
-        return invalid(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
-    return invalid(f"Invalid value for '{param}': {said}.", param=param or None)

@@ -17,7 +17,7 @@ from gputorrent import background
 from jobs.dispatch import Dispatcher
 from jobs.errors import JobError
 from jobs.interactive import InteractiveJob
-from worker_agent.contract import Chunk
+from worker_agent.contract import RESPONSES, Chunk
 
 _TOO_LONG = re.compile(
     r"maximum (context|model) length|than max_model_len|exceeds? the available context|context window", re.I
@@ -26,15 +26,17 @@ _TOO_LONG = re.compile(
 
 
 async def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> AsyncGenerator[bytes, None]:
-    """The whole stream. It ends with the engine's ``[DONE]``, or with one error event: never just so, since
-    the official clients take a stream that simply stops for a success."""
+    """The whole stream. It ends with the engine's last event (``[DONE]``), or with one error event: never
+    just so, since the official clients take a stream that simply stops for a success."""
+    seen = first.count(b"\n\n")
     async with aclosing(dispatcher.follow(job)) as rest:
         yield first
         try:
             async for data in rest:
+                seen += data.count(b"\n\n")
                 yield data
         except JobError as e:
-            yield error_event(errors.of_job(e))
+            yield error_event(errors.of_job(e), job.request.path, seen)
 
 
 async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator[bytes, None]:
@@ -50,7 +52,7 @@ async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator
         try:
             first = begun.result()
         except JobError as e:
-            yield error_event(errors.of_job(e))
+            yield error_event(errors.of_job(e), job.request.path)
             return
     finally:
         await background.end([begun])
@@ -59,14 +61,22 @@ async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator
             async for data in rest:
                 yield data
     elif first.status >= 400:
-        yield error_event(engine_refusal(first.status, first.body))
+        yield error_event(engine_refusal(first.status, first.body), job.request.path)
     else:
         yield first.body
 
 
-def error_event(error: ApiError) -> bytes:
-    """The one event that ends a stream which cannot go on."""
-    return b"data: " + error.body() + b"\n\n"
+def error_event(error: ApiError, path: str, seen: int = 0) -> bytes:
+    """The one event that ends a stream which cannot go on; `seen` events went before it.
+
+    That of `/v1/responses` has what OpenAI's reference says of its type, and `error` as well: official
+    clients look for that, to raise instead of giving it out as one more event.
+    """
+    if path != RESPONSES:
+        return b"data: " + error.body() + b"\n\n"
+    told = {"type": "error", "sequence_number": seen, **error.data()}
+    told |= {name: told["error"][name] for name in ("code", "message", "param")}
+    return b"event: error\ndata: " + msgspec.json.encode(told) + b"\n\n"
 
 
 def engine_refusal(status: int, body: bytes) -> ApiError:

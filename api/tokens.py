@@ -49,7 +49,7 @@ def check(wanted: Tokenize) -> None:
         raise invalid("Send 'prompt' or 'messages', not both.", param="messages")
     chat.check_messages(wanted.messages)
     chat.check_template(wanted)
-    chat.check_names(wanted.tools or ())
+    chat.check_names([tool.function.name for tool in wanted.tools or ()])
 
 
 def check_detokenize(_: Detokenize) -> None:

@@ -22,7 +22,7 @@ from jobs.models import StoredFile
 
 SECONDS: Final = 60.0
 """How long storing one file may take."""
-_HOUR, _MONTH = 3600, 2_592_000
+HOUR, MONTH = 3600, 2_592_000  # OpenAI's bounds of what may be asked for
 
 
 class TooSlow(OperationalError):
@@ -113,7 +113,7 @@ def _fields(request: HttpRequest) -> float:
     seconds = form.get("expires_after[seconds]")
     if seconds is None:
         return float(settings.FILE_TTL_SECONDS)
-    if not (seconds.isascii() and seconds.isdigit() and _HOUR <= int(seconds[:9]) <= _MONTH):
-        said = f"'expires_after.seconds' must be a number from {_HOUR} to {_MONTH}."
+    if not (seconds.isascii() and seconds.isdigit() and HOUR <= int(seconds[:9]) <= MONTH):
+        said = f"'expires_after.seconds' must be a number from {HOUR} to {MONTH}."
         raise invalid(said, param="expires_after")
     return min(float(seconds), float(settings.FILE_TTL_SECONDS))

@@ -11,6 +11,10 @@ _NODE_VERBS, _MODEL_VERBS = "|".join(NODE_VERBS), "|".join(MODEL_VERBS)
 urlpatterns = [
     path("v1/completions", views.CompletionView.as_view()),
     path("v1/chat/completions", views.CompletionView.as_view()),
+    path("v1/responses", views.CompletionView.as_view()),
+    path("v1/responses/<str:response_id>", views.ResponseView.as_view()),
+    path("v1/responses/<str:response_id>/input_items", views.ResponseItemsView.as_view()),
+    path("v1/responses/<str:response_id>/cancel", views.ResponseCancelView.as_view()),
     path("v1/embeddings", views.CompletionView.as_view()),
     path("tokenize", views.CompletionView.as_view()),
     path("detokenize", views.CompletionView.as_view()),

@@ -4,6 +4,7 @@ jobs: `api.jobs`)."""
 from __future__ import annotations
 
 import asyncio
+from typing import NoReturn
 
 import msgspec
 from adrf.views import APIView
@@ -91,6 +92,37 @@ class CompletionView(APIView):
         for name, value in answer.headers:
             response[name.decode()] = value.decode("latin-1")
         return response
+
+
+class ResponseView(APIView):
+    """``GET`` and ``DELETE /v1/responses/{id}``: responses are not kept, and this says so."""
+
+    async def get(self, request: Request, response_id: str) -> Response:
+        return _not_kept(request)
+
+    async def delete(self, request: Request, response_id: str) -> Response:
+        return _not_kept(request)
+
+
+class ResponseItemsView(APIView):
+    """``GET /v1/responses/{id}/input_items``."""
+
+    async def get(self, request: Request, response_id: str) -> Response:
+        return _not_kept(request)
+
+
+class ResponseCancelView(APIView):
+    """``POST /v1/responses/{id}/cancel``."""
+
+    async def post(self, request: Request, response_id: str) -> Response:
+        return _not_kept(request)
+
+
+def _not_kept(request: Request) -> NoReturn:
+    _caller(request)
+    raise ApiError(
+        "response_not_found", "Responses are not kept here. GET /jobs/{id} has the request's record."
+    )
 
 
 class ModelsView(APIView):

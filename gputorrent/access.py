@@ -1,4 +1,5 @@
-"""The outermost layer of HTTP: every request gets its id, every answer the header with it, the log a line.
+"""The outermost layer of HTTP and of WebSockets: every request gets its id, every answer the header with it,
+the log a line (of a WebSocket when it has closed).
 
 The line has no query string, no body and no key, only the key's name. GPUTORRENT_ACCESS_LOG chooses: ``all``,
 ``off``, or ``some``, which leaves out what goes well and is known otherwise: completions (the ledger has
@@ -25,6 +26,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _KNOWN_OTHERWISE: Final = ("/nodes/", "/static/", "/healthz", "/readyz")
+_ABNORMAL: Final = 1006  # the connection broke without a word
 _LEFT: Final = 499  # the caller left before the answer began; the number is nginx's
 
 
@@ -49,6 +51,40 @@ class Traced:
                 _note(scope, trace)
 
 
+class TracedSocket:
+    """ASGI middleware for WebSockets."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        trace = tracing.begin(scope["headers"])
+        closed = 0
+
+        async def heard() -> dict[str, Any]:
+            nonlocal closed
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                closed = closed or message.get("code") or _ABNORMAL
+            return message
+
+        async def stamped(message: dict[str, Any]) -> None:
+            nonlocal closed
+            if message["type"] == "websocket.accept":
+                message = {**message, "status": 101}
+                trace.stamp(message)
+                del message["status"]
+            elif message["type"] == "websocket.close":
+                closed = message.get("code", 1000)
+            await send(message)
+
+        try:
+            await self._app(scope, heard, stamped)
+        finally:
+            if settings.ACCESS_LOG != "off":
+                _note({**scope, "method": "WEBSOCKET"}, trace, closed or _ABNORMAL)
+
+
 def _wanted(path: str, trace: Trace) -> bool:
     if settings.ACCESS_LOG != "some":
         return bool(settings.ACCESS_LOG == "all")
@@ -57,7 +93,7 @@ def _wanted(path: str, trace: Trace) -> bool:
     return not trace.job and not path.startswith(_KNOWN_OTHERWISE)
 
 
-def _note(scope: Scope, trace: Trace) -> None:
+def _note(scope: Scope, trace: Trace, closed: int = 0) -> None:
     path = scope.get("raw_path") or scope["path"].encode()
     fields = {
         "method": scope["method"],
@@ -66,6 +102,8 @@ def _note(scope: Scope, trace: Trace) -> None:
         "ms": round((time.perf_counter() - trace.begun) * 1000, 1),
         "request": trace.id,
     }
+    if closed:
+        fields["closed"] = closed
     if trace.job:
         fields["job"] = trace.job
     if trace.key:

@@ -299,6 +299,18 @@ NODE_BYTES = int(_number("GPUTORRENT_NODE_BYTES", 256 * 1024 * 1024, 1024))
 """Bodies that may be under way to one node at a time."""
 STREAM_BUFFER_BYTES = int(_number("GPUTORRENT_STREAM_BUFFER_BYTES", 8 * 1024 * 1024, 1024))
 """What a client that reads slowly may have waiting for it before its job is ended."""
+TAIL_BYTES = int(_number("GPUTORRENT_TAIL_BYTES", 256 * 1024, 0))
+"""How much of a stream's end is kept in memory for those who watch it (`/ws/jobs/{id}`)."""
+TAIL_TOTAL_BYTES = int(_number("GPUTORRENT_TAIL_TOTAL_BYTES", 64 * 1024 * 1024, 0))
+"""How much of all streams of a web process."""
+TAIL_SECONDS = _number("GPUTORRENT_TAIL_SECONDS", 30, 0)
+"""For how long after the end of a stream."""
+SOCKETS = int(_number("GPUTORRENT_SOCKETS", 2000, 0))
+"""How many WebSockets a web process has open at most."""
+SOCKETS_PER_KEY = int(_number("GPUTORRENT_SOCKETS_PER_KEY", 100, 0))
+"""How many of them one API key may have."""
+SOCKET_STALL_SECONDS = _number("GPUTORRENT_SOCKET_STALL_SECONDS", 30, 0.05)
+"""A WebSocket whose client takes nothing for so long is closed."""
 LOAD_SECONDS = _number("GPUTORRENT_LOAD_WAIT_SECONDS", 900, 0.1)
 """How long a request may wait for a model that is being loaded."""
 KEEPALIVE_SECONDS = _number("GPUTORRENT_KEEPALIVE_SECONDS", 10, 0.05)

@@ -135,7 +135,7 @@ async def _route(
         return f"refused: {e.code}"
     only = await sync_to_async(_allowed)(job)
     offered = candidates(snapshot, seen.loads, seen.breakers, job.model, only)
-    hints = routing.Hints(prompt.tokens_of_body(body), spreading.drawn(job.id, offered))
+    hints = routing.Hints(prompt.tokens_of_body(body, job.path), spreading.drawn(job.id, offered))
     decision = routing.choose(offered, visited, hints)
     if isinstance(decision, routing.Refuse) and visited != tried:
         decision = routing.choose(offered, tried, hints)

@@ -18,7 +18,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -30,7 +31,7 @@ from django.db import DatabaseError, InterfaceError, transaction
 from django.utils import timezone
 
 from gputorrent.redis import Pipe, piped
-from jobs import asynchronous, batch_lines, cancelling, files
+from jobs import asynchronous, batch_lines, cancelling, counting, files
 from jobs.batch_lines import Line, Problem
 from jobs.board import Board
 from jobs.errors import Cancelled
@@ -89,8 +90,11 @@ class _Moved(Exception):
 # -- what callers ask ----------------------------------------------------------------------------------
 
 
-def create(key: int, input_file: str, endpoint: str, metadata: dict[str, str]) -> Batch:
-    """A new batch over a complete file. It is validated with the next turn."""
+def create(
+    key: int, input_file: str, endpoint: str, metadata: dict[str, str], output_seconds: int = 0
+) -> Batch:
+    """A new batch over a complete file. It is validated with the next turn. What it writes is kept for
+    `output_seconds` after its end, where that is less than for any file (0: as any)."""
     expires_at = timezone.now() + _seconds(settings.BATCH_WINDOW_SECONDS)
     return Batch.objects.create(
         id=f"batch_{new_job_id()}",
@@ -98,6 +102,7 @@ def create(key: int, input_file: str, endpoint: str, metadata: dict[str, str]) -
         input_file=input_file,
         endpoint=endpoint,
         metadata=metadata,
+        output_seconds=output_seconds,
         expires_at=expires_at,
     )
 
@@ -245,6 +250,7 @@ def _send(batch: Batch, share: int) -> list[Job]:
         return []
     with transaction.atomic():
         _step(batch, read_bytes=offset, read_lines=number, failed=batch.failed + len(refused))
+        counting.lines_over(batch, {"refused": len(refused)})
         _write(batch, "error_file", refused)
         jobs = []
         for _, _, request in wanted:
@@ -288,6 +294,9 @@ def _collect(batch: Batch) -> int:
             prompt_tokens=batch.prompt_tokens + sum(job.prompt_tokens for job in jobs.values()),
             completion_tokens=batch.completion_tokens + sum(job.completion_tokens for job in jobs.values()),
         )
+        counting.lines_over(
+            batch, {"completed": len(good), **Counter(_outcome(batch, line, jobs) for line in bad)}
+        )
         _write(batch, "output_file", answers)
         _write(batch, "error_file", failures)
         BatchLine.objects.filter(pk__in=[line.pk for line in (*good, *bad)]).delete()
@@ -297,6 +306,13 @@ def _collect(batch: Batch) -> int:
 
 def _is_answered(job: Job) -> bool:
     return job.state == JobState.COMPLETED and job.result is not None
+
+
+def _outcome(batch: Batch, line: BatchLine, jobs: Mapping[str, Job]) -> str:
+    """What a line without an answer is counted as: failed, or what its batch ends as."""
+    job = jobs.get(line.job_id)
+    over = batch.ends_as in _WHY and (job is None or job.state != JobState.FAILED)
+    return batch.ends_as if over else "failed"
 
 
 def _failure(batch: Batch, line: BatchLine, job: Job | None) -> bytes:
@@ -323,6 +339,7 @@ def _give_up(batch: Batch) -> None:
     if offset != batch.read_bytes and batch.in_progress_at:
         with transaction.atomic():
             _step(batch, read_bytes=offset, read_lines=number, failed=batch.failed + len(failures))
+            counting.lines_over(batch, {batch.ends_as: len(failures)})
             _write(batch, "error_file", failures)
 
 
@@ -339,7 +356,8 @@ def _end(batch: Batch) -> int:
         _step(batch, status=_S.FINALIZING, ends_as=_S.COMPLETED, finalizing_at=now)
     with transaction.atomic():
         _step(batch, status=BatchStatus(batch.ends_as), ended_at=now)
-        StoredFile.objects.filter(pk__in=[batch.output_file, batch.error_file]).update(complete=True)
+        for file in StoredFile.objects.filter(pk__in=[batch.output_file, batch.error_file]):
+            files.complete(file, now + _seconds(batch.output_seconds) if batch.output_seconds else None)
     return 1
 
 

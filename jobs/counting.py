@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import logging
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from django.db import DatabaseError, InterfaceError, transaction
 from gputorrent.redis import blocking
 from jobs import metrics
 from jobs.metrics import UNKNOWN, Counts, Metrics
-from jobs.models import TERMINAL, Job, JobState
+from jobs.models import TERMINAL, Batch, Job, JobState
 
 if TYPE_CHECKING:
     from jobs.interactive import InteractiveJob
@@ -66,21 +67,39 @@ def row_moved(job: Job) -> None:
         transaction.on_commit(lambda: _count_row(job.pk))
 
 
+def lines_over(batch: Batch, outcomes: Mapping[str, int]) -> None:
+    """A step of a batch, whose version is its number, has ended so many lines in these ways: counted once it
+    is committed."""
+    counts = Counts()
+    for outcome, many in outcomes.items():
+        if many:
+            counts.add(metrics.BATCH_LINES, outcome, by=many)
+    if counts.pending:
+        name, version = batch.id, batch.version
+        transaction.on_commit(lambda: _send(name, version, lambda: counts))
+
+
 def _count_row(job_id: str) -> None:
+    def of_job() -> Counts:
+        counts = Counts()
+        _take(counts, _of_row(Job.objects.defer("request", "result").get(pk=job_id)))
+        return counts
+
+    # A job ends once, so its name makes this the first batch of its own source: repeats change nothing.
+    _send(f"job:{job_id}", 1, of_job)
+
+
+def _send(source: str, number: int, counts: Callable[[], Counts]) -> None:
     """A lost count is logged, never an error: the ledger has the truth."""
     global _not_before
     if time.monotonic() < _not_before:
         return
     try:
-        job = Job.objects.defer("request", "result").get(pk=job_id)
-        counts = Counts()
-        _take(counts, _of_row(job))
         send = blocking().register_script(metrics.LUA)
-        # A job ends once, so its name makes this the first batch of its own source: repeats change nothing.
-        send(args=[f"job:{job_id}", 1, *metrics.arguments(counts.pending)])
+        send(args=[source, number, *metrics.arguments(counts().pending)])
     except (redis.RedisError, DatabaseError, InterfaceError, Job.DoesNotExist) as e:
         _not_before = time.monotonic() + _PAUSE_SECONDS
-        log.warning("not counted job=%s error=%s", job_id, type(e).__name__)
+        log.warning("not counted source=%s error=%s", source, type(e).__name__)
 
 
 def _of_row(job: Job) -> _Over:

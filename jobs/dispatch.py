@@ -29,13 +29,14 @@ from jobs.errors import (
     QueueTimeout,
     UpstreamFailed,
 )
-from jobs.interactive import InteractiveJob, Lost, Over, Request
+from jobs.interactive import InteractiveJob, Lost, Over, Request, in_words
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
 from jobs.metrics import Metrics
 from jobs.outlook import Outlook
 from jobs.recorder import Recorder
 from jobs.refusal import queue_full
+from jobs.tail import Tails
 from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Dispatcher:
         self.mailbox = Mailbox(pipe, on_cancel=lambda job: self.cancel(job, Cancelled()))
         self.outlook = Outlook()
         self.recorder = Recorder()
+        self.tails = Tails()
         self.metrics = Metrics(pipe, self.mailbox.web)
         self.metrics.sample(metrics.STALE, lambda: self.mailbox.stale)
         self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
@@ -89,6 +91,7 @@ class Dispatcher:
         new_id, web = interactive.new_job_id(), self.mailbox.web
         job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web, over=over)
         self.jobs[job.id] = job
+        job.tail = self.tails.begin(job, request.key)
         with self._ending(job):
             await self._place(job)
         self.recorder.note(job)
@@ -142,7 +145,7 @@ class Dispatcher:
                     yield event.body
                     return
                 else:
-                    error = UpstreamFailed(_in_words(event))
+                    error = UpstreamFailed(in_words(event))
                     self.settle(job)
                     self._end(job, Move.FAIL, code=error.code, message=str(error))
                     raise error
@@ -314,7 +317,7 @@ class Dispatcher:
         if outcome == Outcome.FIRST_TOKEN_TIMEOUT:
             raise FirstTokenTimeout(event.message or "no token came in time")
         if outcome not in interactive.RETRYABLE or job.attempt >= settings.ATTEMPTS:
-            raise UpstreamFailed(_in_words(event))
+            raise UpstreamFailed(in_words(event))
         log.info("job=%s attempt=%d node=%s outcome=%s: trying again", job.id, job.attempt, job.node, outcome)
         if outcome == Outcome.MODEL_NOT_READY:
             await asyncio.sleep(2 * settings.SNAPSHOT_SECONDS)  # until the snapshot knows, too
@@ -375,6 +378,7 @@ class Dispatcher:
     def _forget(self, job: InteractiveJob) -> None:
         self.mailbox.forget(job.id)
         if self.jobs.pop(job.id, None):
+            self.tails.over(job.id)
             counting.job_over(self.metrics, job, self.outlook.snapshot)
             if job.over:
                 self._effect(job.over(job))
@@ -392,7 +396,3 @@ class Dispatcher:
             await effect
         except redis.RedisError as e:
             log.warning("redis unavailable error=%s", type(e).__name__)
-
-
-def _in_words(event: Failed | Lost) -> str:
-    return event.message or str(event.outcome).replace("_", " ")

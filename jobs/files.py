@@ -55,6 +55,13 @@ def finish(file: StoredFile, ttl_seconds: float) -> None:
     file.save(update_fields=["complete", "expires_at"])
 
 
+def complete(file: StoredFile, expires_at: datetime.datetime | None = None) -> None:
+    """Let the owner see what a batch wrote. Kept until `expires_at` if that is sooner than for any file."""
+    file.complete = True
+    file.expires_at = min(file.expires_at, expires_at or file.expires_at)
+    file.save(update_fields=["complete", "expires_at"])
+
+
 def delete(file_id: str) -> bool:
     """Delete a file. Returns whether it was there."""
     FileChunk.objects.filter(file_id=file_id).delete()

@@ -18,6 +18,7 @@ from jobs.errors import JobError
 from jobs.lifecycle import Move
 from jobs.models import TERMINAL, Attempt, Job, JobState
 from jobs.prompt import NO_PREFIX, Prefix
+from jobs.tail import Tail
 from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply
 
 NODE_LOST: Final = "node_lost"
@@ -138,6 +139,7 @@ class InteractiveJob:
     next_seq: int = 0
     _events: deque[Event] = field(default_factory=deque)
     over: Over | None = None
+    tail: Tail | None = None  # for those who watch
     _buffered: int = 0
     _waiter: asyncio.Future[None] | None = None
 
@@ -204,6 +206,8 @@ class InteractiveJob:
         self.version += 1
         if to in TERMINAL:
             self.finished_at = time.time()
+        if self.tail is not None:
+            self.tail.wake()
         return True
 
     @property
@@ -249,7 +253,16 @@ class InteractiveJob:
             if self._buffered > self.buffer_bytes:
                 self.give_up(Lost(SLOW_CLIENT, "the caller reads more slowly than the model writes"))
                 return
+            if self.tail is not None:
+                self.tail.add(reply.data)
+        elif isinstance(reply, Done) and self._ends_a_stream(reply):
+            assert self.tail is not None
+            self.tail.add(reply.body)
         self._put(reply)
+
+    def _ends_a_stream(self, done: Done) -> bool:
+        watchable = self.tail is not None and self.request.stream
+        return watchable and done.status < 400 and not self.current.given_up
 
     def on_gap(self) -> None:
         self.give_up(Lost(SEQUENCE_GAP, "part of the answer was lost on its way"))
@@ -346,6 +359,10 @@ class InteractiveJob:
             for t in self.tries
         ]
         return job, attempts
+
+
+def in_words(event: Failed | Lost) -> str:
+    return event.message or str(event.outcome).replace("_", " ")
 
 
 def _at(seconds: float) -> datetime.datetime:

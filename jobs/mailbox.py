@@ -43,6 +43,7 @@ _BLOCK_MS = 1000
 _PER_READ = 2000
 _PLACED = b"p"
 _CANCEL = b"c"
+_WATCH = b"w"
 
 
 def web_key(web: str) -> str:
@@ -69,6 +70,8 @@ class Mailbox:
         """Messages that matched no live attempt, since start."""
         self._pipe = pipe
         self._on_cancel = on_cancel
+        self.on_watch: Callable[[str], object] = lambda text: None
+        """Another process asks for what a job of this one answers (see `jobs.relaying`)."""
         self._jobs: dict[str, Attempted] = {}
         self._reader: redis.asyncio.Redis | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -121,8 +124,15 @@ class Mailbox:
     async def ask_to_cancel(self, web: str, job: str) -> bool:
         """Ask the web process that answers a job to end it. False if that process has no reply stream, so is
         gone (or Redis was emptied a moment ago)."""
-        text = f"{job} {_proof(web, job)}"
-        return await self._pipe.send("XADD", reply_key(web), "NOMKSTREAM", "*", _CANCEL, text) is not None
+        return await self._ask(web, _CANCEL, job)
+
+    async def ask_to_watch(self, web: str, text: str) -> bool:
+        """Ask the web process that answers a job to relay it (see `jobs.relaying`). False as above."""
+        return await self._ask(web, _WATCH, text)
+
+    async def _ask(self, web: str, what: bytes, text: str) -> bool:
+        text = f"{text} {_proof(web, what, text)}"
+        return await self._pipe.send("XADD", reply_key(web), "NOMKSTREAM", "*", what, text) is not None
 
     # -- the two loops -------------------------------------------------------------------------------
 
@@ -175,8 +185,10 @@ class Mailbox:
                 self._hand_over(reply)
         elif _PLACED in fields:
             self._take_placed(fields[_PLACED].decode("ascii", "replace"))
-        elif _CANCEL in fields:
-            self._take_cancel(fields[_CANCEL].decode("ascii", "replace"))
+        else:
+            for what, take in ((_CANCEL, self._on_cancel), (_WATCH, self.on_watch)):
+                if what in fields:
+                    self._take_asked(what, fields[what].decode("ascii", "replace"), take)
 
     def _hand_over(self, reply: Chunk | Done | Failed) -> None:
         job = self._jobs.get(reply.job)
@@ -206,14 +218,14 @@ class Mailbox:
             return
         job.on_placed(node)
 
-    def _take_cancel(self, text: str) -> None:
+    def _take_asked(self, what: bytes, said: str, take: Callable[[str], object]) -> None:
         # Nodes may append to this stream too, so another web process proves itself. It says nothing new the
         # second time; and no node can read what it would repeat.
-        job, _, proof = text.partition(" ")
-        if not hmac.compare_digest(proof.encode(), _proof(self.web, job).encode()):
+        text, _, proof = said.rpartition(" ")
+        if not hmac.compare_digest(proof.encode(), _proof(self.web, what, text).encode()):
             self.stale += 1
             return
-        self._on_cancel(job)
+        take(text)
 
 
 def tell(pipe: Pipe, node: str, message: Control) -> asyncio.Future[Any]:
@@ -221,9 +233,9 @@ def tell(pipe: Pipe, node: str, message: Control) -> asyncio.Future[Any]:
     return pipe.send("XADD", control_key(node), "MAXLEN", "~", 10_000, "*", FIELD, encode(message))
 
 
-def _proof(web: str, job: str) -> str:
+def _proof(web: str, what: bytes, text: str) -> str:
     """What only the coordinator's processes can know: they share the server's secret."""
-    return credentials.digest(f"cancel {job} at {web}")
+    return credentials.digest(f"{what.decode()} {text} at {web}")
 
 
 def entries_of(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -72,6 +72,11 @@ QUEUE_WAIT: Final = Family(
     ("model", "mode"),
     (0.001, *_TIMES, 300.0, 900.0),
 )
+BATCH_LINES: Final = Family(
+    "batch_lines",
+    "Lines of batches that are over: completed, refused, failed, or what their batch ended as.",
+    ("outcome",),
+)
 STALE: Final = Family("stale_replies", "Messages of nodes that matched no live attempt.")
 DROPPED: Final = Family("records_dropped", "Records given up because the ledger was away for too long.")
 
@@ -79,7 +84,7 @@ FAMILIES: Final = {
     f.name: f
     for f in (
         *(REQUESTS, ERRORS, JOBS, ATTEMPTS, PROMPT_TOKENS, COMPLETION_TOKENS),
-        *(FIRST_TOKEN, TOTAL, QUEUE_WAIT, STALE, DROPPED),
+        *(FIRST_TOKEN, TOTAL, QUEUE_WAIT, BATCH_LINES, STALE, DROPPED),
     )
 }
 

@@ -197,6 +197,9 @@ class Batch(models.Model):
     input_file = models.CharField(max_length=40)
     output_file = models.CharField(max_length=40, blank=True)
     error_file = models.CharField(max_length=40, blank=True)
+    output_seconds = models.PositiveIntegerField(
+        default=0, help_text="how long what it wrote is kept from its end; 0: as any file"
+    )
     metadata = models.JSONField(default=dict, blank=True)
     errors = models.JSONField(default=list, blank=True)
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
+from worker_agent.contract import RESPONSES
+
 BYTES_PER_TOKEN: Final = 4
 """Of English text in today's vocabularies. Most other text takes more tokens, so this is a lower bound, near
 enough; routing only avoids nodes by it, engines decide."""
@@ -26,6 +28,10 @@ _MOST_OF_ONE: Final = 1024
 
 _LOOK_BACK: Final = 64
 """Messages that one turn of a chat may add: an answer, tool calls and their results, the next question."""
+
+
+_CONTENTS: Final = ("content", "output", "arguments", "input", "summary")
+"""Where the items of a response have what the model reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,18 @@ def of_chat(tenant: str, model: str, messages: Sequence[tuple[str, Any]]) -> Pre
             names.append(h.digest())
     names.reverse()
     return Prefix(tuple(names), tuple(names[:1]))
+
+
+def turns(instructions: str | None, given: Any) -> Iterator[tuple[str, Any]]:
+    """What is asked of `/v1/responses` as the messages of a chat: pairs of role (or kind) and content."""
+    if instructions:
+        yield "instructions", instructions
+    if isinstance(given, str):
+        yield "user", given
+    for item in given if isinstance(given, list) else ():
+        if isinstance(item, dict):
+            content = next((item[name] for name in _CONTENTS if item.get(name)), None)
+            yield str(item.get("role") or item.get("type")), content
 
 
 def of_text(tenant: str, model: str, prompt: Any) -> Prefix:
@@ -161,7 +179,7 @@ def _length(text: str) -> int:
     return len(text) if text.isascii() else len(text) * 2
 
 
-def tokens_of_body(body: bytes) -> int:
+def tokens_of_body(body: bytes, path: str = "") -> int:
     """Of a request that was checked when it came, from its body alone; 0 if it cannot be told."""
     try:
         whole = msgspec.json.decode(body)
@@ -169,11 +187,16 @@ def tokens_of_body(body: bytes) -> int:
         return 0
     if not isinstance(whole, dict):
         return 0
-    wanted = whole.get("max_completion_tokens") or whole.get("max_tokens")
+    wanted = whole.get("max_completion_tokens") or whole.get("max_tokens") or whole.get("max_output_tokens")
     most = wanted if isinstance(wanted, int) else 0
+    if path == RESPONSES:
+        cut = whole.get("truncation") == "auto"
+        return chat_tokens(
+            () if cut else (c for _, c in turns(whole.get("instructions"), whole.get("input"))), most
+        )
     if isinstance(messages := whole.get("messages"), list):
         return chat_tokens((m.get("content") for m in messages if isinstance(m, dict)), most)
     if "input" in whole:
-        cut = whole.get("truncate_prompt_tokens")
-        return input_tokens(whole["input"], cut if isinstance(cut, int) else None)
+        shortened = whole.get("truncate_prompt_tokens")
+        return input_tokens(whole["input"], shortened if isinstance(shortened, int) else None)
     return text_tokens(whole.get("prompt"), most)

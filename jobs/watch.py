@@ -142,6 +142,7 @@ class Watch:
 
     def look(self, now: float) -> None:
         """Find what is overdue or lost among the jobs of this process."""
+        self._dispatcher.tails.expire(now)
         leases = now >= self._trust_leases_from
         leased = self._dispatcher.outlook.snapshot.leased
         nodes = {job.node for job in self._dispatcher.jobs.values() if job.node}

@@ -29,8 +29,15 @@ from typing import Any
 
 import httptools
 
+if not __package__:  # run as a program, from anywhere
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests import fake_responses
+
 VERSION = "0.32.0+fake"
 DONE = b"data: [DONE]\n\n"
+RESPONSES = "/v1/responses"
+COMPLETIONS = {"/v1/completions", "/v1/chat/completions", RESPONSES}
 
 
 def knobs() -> argparse.ArgumentParser:
@@ -91,6 +98,9 @@ class Refusal(Exception):
 
 class Request:
     """One completion in the batch (or waiting for it)."""
+
+    breaks_off = False
+    """What fails in the middle of a stream: it simply ends, instead of saying so."""
 
     def __init__(self, engine: Engine, door: Door, body: dict[str, Any], chat: bool, request_id: str) -> None:
         self.engine, self.door, self.chat = engine, door, chat
@@ -166,17 +176,15 @@ class Request:
         if self.stream and not self.begun:
             self.begun = True
             self.door.start_stream()
-            if self.chat:
-                self.door.write_chunk(
-                    b"".join(self._delta(i, {"role": "assistant", "content": ""}) for i in self.choices)
-                )
+            if opening := self._opening():
+                self.door.write_chunk(opening)
         position = self.made
         self.made += 1
         last = self.made >= self.total
         if self.stream:
             finish = ("tool_calls" if self.tool else self.finish) if last else None
             data = b"".join(self._piece(i, self._token(i, position), finish) for i in self.choices)
-            if self.engine.args.cut_stream:
+            if self.engine.args.cut_stream or (self.engine.args.stream_error and self.breaks_off):
                 self.door.write_chunk(data)
                 self.door.transport.close()
                 return True
@@ -187,12 +195,20 @@ class Request:
                 self.door.end_stream(data + b"data: " + json.dumps(error).encode() + b"\n\n" + DONE)
                 return True
             if last:
-                self.door.end_stream(data + (self._usage_event() if self.include_usage else b"") + DONE)
+                self.door.end_stream(data + self._closing())
             else:
                 self.door.write_chunk(data)
         elif last:
             self.door.answer(200, self._whole())
         return last
+
+    def _opening(self) -> bytes:
+        if not self.chat:
+            return b""
+        return b"".join(self._delta(i, {"role": "assistant", "content": ""}) for i in self.choices)
+
+    def _closing(self) -> bytes:
+        return (self._usage_event() if self.include_usage else b"") + DONE
 
     def _token(self, index: int, position: int) -> str:
         if self.document:
@@ -272,6 +288,37 @@ class Request:
             "choices": choices,
             "usage": self._usage(),
         }
+
+
+class Response(Request):
+    """One for `/v1/responses`: the same tokens, told by typed events."""
+
+    breaks_off = True
+
+    def __init__(self, engine: Engine, door: Door, body: dict[str, Any], request_id: str) -> None:
+        try:
+            super().__init__(engine, door, fake_responses.as_chat(body), True, request_id)
+        except fake_responses.Unanswerable as e:
+            raise Refusal(400, str(e), param=e.param) from None
+        self.telling = fake_responses.Telling(body, request_id)
+        self.logprobs = "message.output_text.logprobs" in (body.get("include") or ())
+        if self.stream:  # vLLM says so before it has read the prompt
+            self.begun = True
+            door.start_stream()
+            door.write_chunk(self.telling.opening())
+
+    def _piece(self, index: int, token: str, finish: str | None) -> bytes:
+        piece = self._call()["function"]["arguments"] if self.tool else token
+        told = [{"token": token, "logprob": -0.5, "bytes": [], "top_logprobs": []}] if self.logprobs else []
+        return self.telling.delta(piece, self.tool, told)
+
+    def _closing(self) -> bytes:
+        return self.telling.closing(self.tool, "stop" if self.tool else self.finish, self._usage())
+
+    def _whole(self) -> dict[str, Any]:
+        text = "".join(self._token(0, position) for position in range(self.total))
+        text = self._call()["function"]["arguments"] if self.tool else text
+        return self.telling.whole(text, self.tool, "stop" if self.tool else self.finish, self._usage())
 
 
 class Engine:
@@ -436,7 +483,7 @@ class Door(asyncio.Protocol):
 
     def _route(self, method: str, path: str, body: bytes) -> None:
         args = self.engine.args
-        if method == "POST" and path in {"/v1/completions", "/v1/chat/completions"} and not args.embeds:
+        if method == "POST" and path in COMPLETIONS and not args.embeds:
             self._complete(path, body)
         elif method == "POST" and path == "/v1/embeddings":
             self._embed(self._parse(body))
@@ -482,7 +529,10 @@ class Door(asyncio.Protocol):
             raise Refusal(400, "temperature must be non-negative", param="temperature")
         told = b"" if args.ignore_request_id else self.headers.get(b"x-request-id", b"")
         request_id = told.decode() or uuid.uuid4().hex
-        self.request = Request(self.engine, self, parsed, "chat" in path, request_id)
+        if path == RESPONSES:
+            self.request = Response(self.engine, self, parsed, request_id)
+        else:
+            self.request = Request(self.engine, self, parsed, "chat" in path, request_id)
         self.engine.add(self.request)
 
     def _embed(self, body: dict[str, Any]) -> None:

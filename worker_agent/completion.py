@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from worker_agent import sse
-from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply, Usage, Work
+from worker_agent import responses, sse
+from worker_agent.contract import RESPONSES, Chunk, Done, Failed, Outcome, Reply, Usage, Work
 from worker_agent.engine_client import Answer, EngineClient, EngineDied, EngineUnreachable
 from worker_agent.meter import Meter
 from worker_agent.serving import Translation
@@ -35,6 +35,7 @@ class Completion:
         translation: Translation | None = None,
     ) -> None:
         self.work, self._translation = work, translation
+        self._form = responses if work.path == RESPONSES else sse
         self._engine, self._emit, self._meter = engine, emit, meter
         self._loop = asyncio.get_running_loop()
         self._begun = self._progress = self._loop.time()
@@ -87,7 +88,10 @@ class Completion:
     async def _ask(self) -> Done:
         work = self.work
         headers = {"x-request-id": work.job}
-        body = work.body if self._translation is None else self._translation.request(work.body)
+        if self._translation is None:
+            body = self._form.prepared(work.body, work.job)
+        else:
+            body = self._translation.request(work.body)
         async with self._engine.exchange("POST", work.path, body, headers) as answer:
             if answer.status == 200 and work.stream and answer.content_type.startswith("text/event-stream"):
                 return await self._stream(answer)
@@ -105,39 +109,43 @@ class Completion:
         if status >= 500 or status < 200 or 300 <= status < 400:
             message = sse.error_message(body) or "the engine gave no reason"
             raise _Verdict(Outcome.ENGINE_ERROR, message, status)
-        usage = sse.body_usage(body) if status < 300 else None
+        usage = self._form.body_usage(body) if status < 300 else None
         if usage is not None:
             self._count(usage.completion_tokens)
         return self._done(status, body, answer.content_type, usage)
 
     async def _stream(self, answer: Answer) -> Done:
         usage: Usage | None = None
-        begun = b""
+        begun = held = b""
         while True:
             data = await answer.read()
             if not data:
-                raise EngineDied("the engine ended a stream without [DONE]")
+                raise EngineDied("the engine ended a stream without its last event")
             events, begun = sse.cut(begun + data if begun else data)
             if not events:
                 continue
             self._progress = self._loop.time()
             if self._translation is not None:
                 events = self._translation.events(events)
-            if (message := sse.error_in(events)) is not None:
+            if (message := self._form.error_in(events)) is not None:
                 raise _Verdict(Outcome.ENGINE_ERROR, message or "the engine gave no reason")
-            if not self._saw_token and sse.has_token(events):
+            if not self._saw_token and self._form.has_token(events):
                 self._saw_token = True
                 self._first_ms = (self._progress - self._begun) * 1000
                 self._meter.first_token(self._first_ms)
                 self._watch()
             self._count(events.count(b"\n\n"))  # about one token each, until the usage says it exactly
-            events, told = sse.take_usage(events, hide=self.work.hide_usage)
+            events, told = self._form.take_usage(events, hide=self.work.hide_usage)
             usage = told or usage
-            if events.endswith(sse.END):
+            events, ended = self._form.closed(events)
+            events, held = held + events, b""
+            if ended:
                 if usage is not None:
                     self._count(usage.completion_tokens - self._counted)
                 return self._done(answer.status, events, answer.content_type, usage)
-            if events:
+            if self._form.HELD_BACK and not self._saw_token:
+                held = events
+            elif events:
                 self._chunk(events)
 
     # -- replies ---------------------------------------------------------------------------------------

@@ -31,6 +31,9 @@ HEARTBEAT: Final = "/nodes/heartbeat"
 GOODBYE: Final = "/nodes/goodbye"
 REPORT: Final = "/nodes/report"
 
+RESPONSES: Final = "/v1/responses"
+"""The one path of a `Work` whose streams have typed events, and a last one instead of ``[DONE]``."""
+
 MAX_NODE_BODY_BYTES: Final = 256 * 1024
 """The largest register, heartbeat or goodbye body the coordinator reads (a `Report` may carry a result)."""
 
@@ -330,7 +333,7 @@ class Chunk(Struct, frozen=True, array_like=True, tag=1):
 
 
 class Done(Struct, frozen=True, array_like=True, tag=2):
-    """The engine answered to the end. For a stream `body` is its last part (with ``[DONE]``), for a whole
+    """The engine answered to the end. For a stream `body` is its last part (with its last event), for a whole
     answer all of it. `status` is the engine's: a 4xx is the caller's mistake, not a fault of the node.
     """
 

@@ -13,6 +13,8 @@ from msgspec import Struct
 from worker_agent.contract import Usage
 
 END = b"data: [DONE]\n\n"
+HELD_BACK = False
+"""Whether what comes before the first token is sent with it."""
 _ERROR = b'data: {"error"'
 _USAGE = b'"usage"'
 
@@ -68,6 +70,16 @@ def _usage(usage: _Usage | None) -> Usage | None:
         return None
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
     return Usage(usage.prompt_tokens, usage.completion_tokens or 0, cached or 0)
+
+
+def prepared(body: bytes, job: str) -> bytes:
+    """The body for an engine of ours: as it is. vLLM has the job's id from the header ``X-Request-Id``."""
+    return body
+
+
+def closed(events: bytes) -> tuple[bytes, bool]:
+    """The events, and whether the stream ends with them."""
+    return events, events.endswith(END)
 
 
 def cut(pending: bytes) -> tuple[bytes, bytes]:

@@ -5,9 +5,14 @@ Only used for `--engine-url`; what our own engines say passes byte for byte.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
+
+from worker_agent.contract import RESPONSES
+
+_PREFIXES = {"/v1/chat/completions": "chatcmpl-", "/v1/completions": "cmpl-", RESPONSES: "resp_"}
 
 
 class Renaming:
@@ -15,7 +20,7 @@ class Renaming:
 
     def __init__(self, name: str, served: str, job: str, path: str) -> None:
         self._name, self._served = name, served
-        prefix = {"/v1/chat/completions": "chatcmpl-", "/v1/completions": "cmpl-"}.get(path, "")
+        prefix = _PREFIXES.get(path, "")
         self._id = prefix + job if prefix else ""
 
     def request(self, body: bytes) -> bytes:
@@ -33,9 +38,19 @@ class Renaming:
     def _event(self, event: bytes) -> bytes:
         lines = event.split(b"\n")
         return b"\n".join(
-            b"data: " + self._changed(line[5:].strip(), self._ours) if line.startswith(b"data:") else line
+            b"data: " + self._renamed(line[5:].strip()) if line.startswith(b"data:") else line
             for line in lines
         )
+
+    def _renamed(self, data: bytes) -> bytes:
+        """What one event carries: part of an answer, or (`/v1/responses`) an answer inside."""
+        if b'"response"' in data:
+            with contextlib.suppress(msgspec.MsgspecError):
+                found: Any = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+                if "response" in found:
+                    found["response"] = msgspec.Raw(self._changed(bytes(found["response"]), self._ours))
+                    return msgspec.json.encode(found)
+        return self._changed(data, self._ours)
 
     @property
     def _ours(self) -> dict[str, str]:

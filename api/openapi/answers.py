@@ -46,6 +46,24 @@ class CompletionAnswer(Struct):
     usage: TokenUsage | UnsetType | None = UNSET
 
 
+class ResponseUsage(Struct):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class ResponseAnswer(Struct):
+    """The engine's answer, byte for byte; vLLM adds fields of its own."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete", "cancelled"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: ResponseUsage | None = None
+
+
 class EmbeddingUsage(Struct):
     prompt_tokens: int
     total_tokens: int

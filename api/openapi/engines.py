@@ -7,12 +7,30 @@ from typing import Any, Final
 from api import schemas
 from api.openapi import answers
 from api.openapi.operation import KEY, SSE, Content, Operation, ends
+from worker_agent.contract import RESPONSES
 
 CHAT: Final = "/v1/chat/completions"
 MODEL: Final = "Qwen/Qwen3-8B"
 CHAT_EXAMPLE: Final = {"model": MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
 JOB_ID: Final = "0193a7c5d3b97e6f8a1b2c3d4e5f6071"
 USAGE: Final = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+_RESPONSE: Final = {
+    "id": f"resp_{JOB_ID}",
+    "object": "response",
+    "created_at": 1790000001,
+    "status": "completed",
+    "model": MODEL,
+    "output": [
+        {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": "Hi there", "annotations": []}],
+        }
+    ],
+    "usage": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12},
+}
 _REFUSALS: Final = (400, 404, 413, 415, *ends())
 
 
@@ -48,6 +66,11 @@ def _whole(id_: str, tag: str, summary: str, path: str, request: Any, answer: Co
     )
 
 
+def _not_kept(id_: str, summary: str) -> Operation:
+    """A path of OpenAI's that always refuses, and says why."""
+    return Operation(id_, "OpenAI", summary, {}, KEY, refusals=(404,))
+
+
 ENGINES: Final[dict[tuple[str, str], Operation]] = {
     ("POST", CHAT): _completion(
         "createChatCompletion",
@@ -63,6 +86,28 @@ ENGINES: Final[dict[tuple[str, str], Operation]] = {
         {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 16},
         {"object": "text_completion", "choices": [{"index": 0, "text": ", there was"}]},
     ),
+    ("POST", RESPONSES): Operation(
+        "createResponse",
+        "OpenAI",
+        "Answer an input; nothing is kept of it",
+        {
+            200: (
+                "The engine's answer; typed events up to `response.completed` if `stream` is true.",
+                (Content(answers.ResponseAnswer, _RESPONSE), Content(None, None, SSE)),
+            )
+        },
+        KEY,
+        Content(
+            schemas.SCHEMAS[RESPONSES].type, {"model": MODEL, "input": "Hello!", "max_output_tokens": 16}
+        ),
+        refusals=_REFUSALS,
+    ),
+    ("GET", f"{RESPONSES}/{{response_id}}"): _not_kept("getResponse", "Responses are not kept"),
+    ("DELETE", f"{RESPONSES}/{{response_id}}"): _not_kept("deleteResponse", "Responses are not kept"),
+    ("GET", f"{RESPONSES}/{{response_id}}/input_items"): _not_kept(
+        "listResponseInputItems", "Responses are not kept"
+    ),
+    ("POST", f"{RESPONSES}/{{response_id}}/cancel"): _not_kept("cancelResponse", "Responses are not kept"),
     ("POST", schemas.EMBEDDINGS): _whole(
         "createEmbedding",
         "OpenAI",

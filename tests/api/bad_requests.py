@@ -43,6 +43,16 @@ def embed(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
     return Bad(json.dumps({k: v for k, v in whole.items() if k not in without}).encode(), code, param, EMBED)
 
 
+def response(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
+    whole = {"model": "m", "input": "hello", **fields}
+    body = json.dumps({k: v for k, v in whole.items() if k not in without}).encode()
+    return Bad(body, code, param, "/v1/responses")
+
+
+def item(code: str, param: str, /, **fields: Any) -> Bad:
+    return response(code, f"input[1]{param}", input=[USER, fields])
+
+
 def tokens(code: str, param: str | None, /, *without: str, **fields: Any) -> Bad:
     whole = {"model": "m", **fields}
     body = json.dumps({k: v for k, v in whole.items() if k not in without}).encode()
@@ -407,6 +417,92 @@ TOKENS = [
     Bad(b"{", "invalid_api_key", None, "/tokenize", 401, "authentication_error", authorized=False),
     Bad(b'{"url":"/tokenize","body":{}}', INVALID, "url", path="/jobs"),
 ]  # fmt: skip
+CALL = {"type": "function", "name": "f"}
+SEEN = {"type": "input_image", "image_url": "http://169.254.169.254/latest"}
+RESPONSES = [
+    response(MISSING, "input", "input"),
+    response(MISSING, "model", "model"),
+    response(INVALID, "input", input=None),
+    response(INVALID, "input", input=7),
+    response(INVALID, "input", input=[]),
+    response(INVALID, "input", input=USER),
+    response(INVALID, "input[0]", input=["hello"]),
+    response(INVALID, "input[1]", input=[USER, None]),
+    item(MISSING, ".content", role="user"),
+    item(INVALID, ".content", role="user", content=None),
+    item(INVALID, ".content", role="user", content=[]),
+    item(INVALID, ".role", role="tool", content="x"),
+    item(MISSING, ".role", type="message", content="x"),
+    item(INVALID, ".role", type="message", role=7, content="x"),
+    item(INVALID, ".content[0]", role="user", content=["x"]),
+    item(INVALID, ".content[0].type", role="user", content=[{"type": "text", "text": "x"}]),
+    item(INVALID, ".content[0].type", role="user", content=[{"type": "output_text", "text": "x"}]),
+    item(INVALID, ".content[0].type", role="user", content=[{"type": "input_file", "file_id": "file-1"}]),
+    item(UNKNOWN, ".content[0].uuid", role="user", content=[{"type": "input_text", "text": "", "uuid": "1"}]),
+    item(UNKNOWN, ".content[0].file_id", role="user", content=[{**SEEN, "file_id": "file-1"}]),
+    item("url_not_allowed", ".content[0].image_url", role="user", content=[SEEN]),
+    item("url_not_allowed", ".output[0].image_url", type="function_call_output", call_id="1", output=[SEEN]),
+    item(MISSING, ".type", role="assistant", content=[{"type": "output_text", "text": "x"}]),
+    item(INVALID, ".content", type="message", role="assistant", content=[]),
+    item(INVALID, ".content[0].type", type="message", role="assistant",
+         content=[{"type": "refusal", "refusal": "x"}]),
+    item(INVALID, ".type", type="item_reference", id="msg_1"),
+    item(INVALID, ".type", id="msg_1"),
+    item(INVALID, ".type", type="web_search_call", id="ws_1"),
+    item(INVALID, ".type", type=["message"]),
+    item(MISSING, ".call_id", type="function_call", name="f", arguments="{}"),
+    item(INVALID, ".arguments", type="function_call", call_id="1", name="f", arguments={}),
+    item(MISSING, ".output", type="function_call_output", call_id="1"),
+    item(MISSING, ".input", type="custom_tool_call", call_id="1", name="f"),
+    item(MISSING, ".summary", type="reasoning", id="rs_1"),
+    item(UNKNOWN, ".content[0].url", type="reasoning", summary=[],
+         content=[{"type": "reasoning_text", "text": "x", "url": "http://10.0.0.1/"}]),
+    response("nested_too_deeply", None, input=[{**USER, "extra": nested(62)}]),
+    *(
+        response(UNSUPPORTED, name, **{name: value})
+        for name, value in {
+            "store": True, "background": True, "previous_response_id": "resp_1", "conversation": {"id": "c"},
+            "prompt": {"id": "pmpt_1"}, "context_management": [{"type": "compaction"}], "request_id": "mine",
+            "priority": 1, "vllm_xargs": {}, "kv_transfer_params": {}, "media_io_kwargs": {},
+            "mm_processor_kwargs": {}, "session_id": "x",
+        }.items()
+    ),
+    *(
+        response(UNKNOWN, name, **{name: 1})
+        for name in ("max_tokens", "messages", "n", "previous_input_messages")
+    ),
+    *(
+        response(INVALID, name, **{name: value})
+        for name, value in [
+            ("instructions", [USER]), ("max_output_tokens", 0), ("max_output_tokens", "5"),
+            ("temperature", 2.1), ("top_p", 1.1), ("top_logprobs", 21), ("stream", "yes"), ("store", 1),
+            ("stream_options", {}), ("tools", {}), ("tool_choice", "required"), ("tool_choice", CALL),
+            ("truncation", "middle"), ("service_tier", "first"), ("metadata", {"a": 1}), ("stop", ["x"] * 5),
+            ("structured_outputs", {}), ("cache_salt", "a/b"), ("text", "json"), ("reasoning", "low"),
+        ]
+    ),
+    response(UNKNOWN, "stream_options.include_usage", stream=True, stream_options={"include_usage": True}),
+    response(INVALID, "include[0]", include=["web_search_call.action.sources"]),
+    response(INVALID, "reasoning.effort", reasoning={"effort": "huge"}),
+    response(INVALID, "text.format.type", text={"format": {"type": "grammar"}}),
+    response(MISSING, "text.format.schema", text={"format": {"type": "json_schema", "name": "x"}}),
+    response(UNSUPPORTED, "chat_template", chat_template_kwargs={"chat_template": "x"}),
+    response(INVALID, "tools", tools=[CALL, CALL]),
+    response(INVALID, "tools[0].type", tools=[{"type": "web_search"}]),
+    response(INVALID, "tools[0].type", tools=[{"type": "mcp", "server_url": "http://10.0.0.1/"}]),
+    response(MISSING, "tools[0].name", tools=[function()]),
+    response(INVALID, "tool_choice", tools=[CALL], tool_choice={"type": "function", "name": "g"}),
+    response(INVALID, "tool_choice.type", tools=[CALL], tool_choice={"type": "allowed_tools", "tools": []}),
+    response("model_not_found", "model", model="../m")._replace(status=404),
+    *(
+        Bad(b"", "response_not_found", None, path=f"/v1/responses/resp_1{below}", status=404, method=method)
+        for below, method in (("", "GET"), ("", "DELETE"), ("/cancel", "POST"), ("/input_items", "GET"))
+    ),
+    Bad(b"", "invalid_api_key", None, "/v1/responses/resp_1", 401, "authentication_error", "GET",
+        authorized=False),
+    Bad(b"", "method_not_allowed", None, path="/v1/responses", status=405, method="GET"),
+    Bad(b"{}", "method_not_allowed", None, path="/v1/responses/input_tokens", status=405),
+]  # fmt: skip
 ENVELOPES = [
     Bad(GOOD, "invalid_api_key", None, status=401, type="authentication_error", authorized=False),
     Bad(b"{", "invalid_api_key", None, status=401, type="authentication_error", authorized=False),
@@ -486,6 +582,6 @@ ENVELOPES = [
 
 ALL = [
     *(*BROKEN, *NESTED, *MODELS, *MESSAGES, *URLS, *SAMPLING, *INSIDE),
-    *(*TOGETHER, *TOOLS, *FORMATS, *PROMPTS, *NAMES, *EMBEDDINGS, *TOKENS, *ENVELOPES),
+    *(*TOGETHER, *TOOLS, *FORMATS, *PROMPTS, *NAMES, *EMBEDDINGS, *TOKENS, *RESPONSES, *ENVELOPES),
 ]
 LARGEST = 700_000

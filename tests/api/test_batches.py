@@ -18,6 +18,7 @@ from tests.api.test_openapi import check
 CHAT = "/v1/chat/completions"
 LINE = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{}}\n'
 EXPIRES = "expires_after"
+OUTPUT = "output_expires_after"
 make = sync_to_async(new_key)
 
 
@@ -220,6 +221,10 @@ def _turn() -> None:
         ({"metadata": {"a": "b" * 513}}, (400, "invalid_value", "metadata")),
         ({"metadata": {"a": "\0"}}, (400, "invalid_value", "metadata")),
         ({"colour": "red"}, (400, "unknown_parameter", "colour")),
+        ({OUTPUT: {"anchor": "ended_at", "seconds": 3600}}, (400, "invalid_value", OUTPUT)),
+        ({OUTPUT: {"anchor": "created_at", "seconds": 3599}}, (400, "invalid_value", OUTPUT)),
+        ({OUTPUT: {"anchor": "created_at"}}, (400, "missing_required_parameter", OUTPUT)),
+        ({OUTPUT: {"anchor": "created_at", "seconds": 3600, "x": 1}}, (400, "unknown_parameter", OUTPUT)),
     ],
 )
 async def test_a_bad_batch_is_refused(serve, changes, expected):
@@ -228,6 +233,20 @@ async def test_a_bad_batch_is_refused(serve, changes, expected):
     status, code, param = refused(await open_batch(client, ann, **changes))
     assert (status, code, (param or "").partition(".")[0]) == expected
     assert await Batch.objects.acount() == 0
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/completions", "/v1/responses", "/v1/embeddings"])
+async def test_a_batch_may_be_for_each_path_that_takes_a_models_time(serve, endpoint):
+    ann = await caller()
+    client = await serve()
+    assert (await open_batch(client, ann, endpoint=endpoint)).json()["endpoint"] == endpoint
+
+
+async def test_a_batch_is_told_how_long_its_output_is_kept(serve):
+    ann = await caller()
+    client = await serve()
+    await open_batch(client, ann, **{OUTPUT: {"anchor": "created_at", "seconds": 7200}})
+    assert (await Batch.objects.aget()).output_seconds == 7200
 
 
 async def test_what_a_batch_wrote_is_no_input(serve):

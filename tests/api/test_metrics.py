@@ -10,6 +10,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.test import AsyncClient
+from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.authentication import new_key
@@ -17,7 +18,7 @@ from gputorrent.redis import Pipe
 from gputorrent.redis import asynchronous as connect
 from jobs import asynchronous
 from jobs.board import Board
-from jobs.models import TERMINAL, Attempt, Job
+from jobs.models import TERMINAL, Attempt, Batch, Job
 from nodes.models import Gpu, Node, NodeModel, NodeState
 from tests.api import promtool
 from tests.jobs.scripted import ScriptedNode, done
@@ -104,6 +105,8 @@ async def test_the_state_of_nodes_queues_and_processes_is_shown(serve, wire):
     node.publish()
     wire.hset("gt:heals", "slot", 3)
     wire.rpush("rq:queue:routing", "x")
+    for n, status in enumerate(("in_progress", "in_progress", "failed")):
+        await Batch.objects.acreate(id=f"batch_{n}", status=status, expires_at=timezone.now())
     client = await serve()
     samples = parsed(await client.get("/metrics", headers=TOKEN))
     name = row.name
@@ -122,6 +125,8 @@ async def test_the_state_of_nodes_queues_and_processes_is_shown(serve, wire):
     assert value(samples, "heals_total", kind="slot") == 3
     assert value(samples, "deferred_tasks", queue="routing") == 1
     assert value(samples, "stale_replies_total") == 0
+    assert value(samples, "batches", status="in_progress") == 2
+    assert value(samples, "batches", status="completed") == 0
     (fds,) = [v for s, v in samples.items() if s[0] == "gputorrent_process_open_fds"]
     assert fds > 3
 

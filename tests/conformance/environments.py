@@ -1,4 +1,5 @@
-"""An environment for each client: ``python -m tests.conformance.environments`` makes them in .cache/clients.
+"""An environment for each client: ``python -m tests.conformance.environments [CLIENT...]`` makes them in
+.cache/clients.
 
 Made from requirements/clients-<name>.lock (the Node client from node/package-lock.json) and stamped with the
 lock's hash, so that a second start does nothing. pip's and npm's settings decide where packages come from.
@@ -107,9 +108,10 @@ def make(name: str) -> None:
         say(f"{name}: {size:,.0f} MB in {time.monotonic() - began:.0f} s")
 
 
-def main() -> int:
+def main(*names: str) -> int:
+    """Make these clients' environments, or all. 1 if one could not be made."""
     CLIENTS.mkdir(parents=True, exist_ok=True)
-    for name in (*PYTHONS, NODE):
+    for name in names or (*PYTHONS, NODE):
         try:
             make(name)
         except EnvironmentFailure as e:
@@ -127,4 +129,4 @@ def required() -> bool:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(*sys.argv[1:]))

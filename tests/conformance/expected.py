@@ -24,6 +24,29 @@ SHARED: dict[str, dict[str, Any]] = {
     "tools_stream": {"name": "look_up", "arguments": {"echo": "weather in Rome"}, "finish": "tool_calls"},
     "structured": {"name": "New York", "people": 1},
     "json_object": {"document": {"echo": "in JSON"}},
+    "response": {
+        "text": "red green blue", "status": "incomplete", "usage": [3, 3, 6], "id": ["resp", 32],
+        "model": FAST,
+    },
+    "response_stream": {
+        "first": "response.created", "last": "response.completed", "text": "a b c a b", "ids": 1,
+        "in_order": True, "usage": [3, 5, 8],
+    },
+    "response_helper": {"text": "a b c", "deltas": True},
+    "response_tools": {
+        "kind": "function_call", "name": "look_up", "arguments": {"echo": "weather in Rome"}, "then": "sunny",
+    },
+    "response_structured": {"name": "New York", "people": 1},
+    "response_refused": {
+        "error": "BadRequestError", "status": 400, "code": "unsupported_parameter",
+        "param": "previous_response_id",
+    },
+    "response_not_found": {
+        "error": "NotFoundError", "status": 404, "code": "response_not_found", "param": None,
+    },
+    "response_broken_off": {
+        "error": "APIError", "status": None, "code": "upstream_failed", "param": None, "text": "a",
+    },
     "many_at_once": {"own": 24},
     "request_id": {"mine": "mine-1", "parsed": "x"},
     "wrong_key": {"error": "AuthenticationError", "status": 401, "code": "invalid_api_key", "param": None},
@@ -54,6 +77,9 @@ SHARED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+RESPONSES = tuple(name for name in SHARED if name.startswith("response"))
+
+
 def without(*cases: str, **shown: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The shared cases but for some, and with those that a client shows differently."""
     return {name: shown.get(name, saw) for name, saw in SHARED.items() if name not in cases}
@@ -71,6 +97,8 @@ NODE = without(
 
 LANGCHAIN = without(
     "models", "chat_parts", "stream_helper", "request_id", "no_model_card", "refused_stream",
+    *(name for name in RESPONSES if name != "response"),
+    response=less("response", "text", "usage"),
     chat_whole={**SHARED["chat_whole"], "usage": [4, 3, 7]},  # with a system message of one word
     completion=less("completion", "text"),
     completion_stream=less("completion_stream", "text"),
@@ -80,6 +108,8 @@ LANGCHAIN = without(
 
 LITELLM = without(
     "models", "chat_parts", "stream_helper", "many_at_once", "request_id", "no_model_card", "refused_stream",
+    *(name for name in RESPONSES if name != "response"),
+    response=less("response", "status", text="red green blue " * 5 + "red"),  # it asks for 16 tokens at least
     completion_stream=less("completion_stream", "text"),
     stream=less("stream", "text", "finish"),
     stream_usage=less("stream_usage", "usage"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,39 +12,16 @@ import pytest
 
 from tests.conformance import environments, world
 from tests.conformance.expected import CLIENTS
+from tests.conformance.running import Lines, run
 from tests.journeys.cluster import Cluster
 
-PROGRAMS = Path(__file__).parent / "programs"
-PROGRAM = {"openai2": "openai_python.py", "openai3": "openai_python.py"}
-SECONDS = 400
-"""For a broken build; nothing is timed here."""
-
-Lines = dict[str, dict[str, Any]]
-
-
-def command(client: str) -> list[str]:
-    """How a client's program is started."""
-    folder = environments.folder_of(client)
-    if client == environments.NODE:
-        return ["node", str(environments.NODE_SOURCE / "client.mjs"), str(folder)]
-    return [str(folder / "bin" / "python"), str(PROGRAMS / PROGRAM.get(client, f"{client}_client.py"))]
-
-
-def run(client: str, plan: dict[str, str], log: Path) -> Lines:
-    """One client through all its cases: what it printed, by case."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(log.parent),
-        "LITELLM_LOCAL_MODEL_COST_MAP": "1",
-    }
-    with log.open("w") as errors:
-        done = subprocess.run(
-            command(client), input=json.dumps(plan), stdout=subprocess.PIPE, stderr=errors, text=True,
-            timeout=SECONDS, env=environment, check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, log.read_text()[-4000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
-    return {line["case"]: line for line in lines}
+PROGRAM = {
+    "openai2": "openai_python.py",
+    "openai3": "openai_python.py",
+    environments.NODE: "client.mjs",
+    "langchain": "langchain_client.py",
+    "litellm": "litellm_client.py",
+}
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +42,7 @@ def seen(running: Cluster, request: pytest.FixtureRequest) -> dict[str, Lines | 
 
     def each(name: str) -> Lines | Exception:
         try:
-            return run(name, plans[name], running.folder / f"{name}.log")
+            return run(name, PROGRAM[name], plans[name], running.folder / f"{name}.log")
         except (AssertionError, subprocess.TimeoutExpired) as e:
             return e
 

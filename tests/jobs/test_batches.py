@@ -356,6 +356,59 @@ def test_streams_are_refused(key):
     assert (error["code"], error["param"]) == ("invalid_value", "stream")
 
 
+def counted(wire) -> dict[str, int]:
+    """Lines of batches by outcome, as the metrics have them."""
+    totals = {tuple(json.loads(series)): int(n) for series, n in wire.hgetall("gt:metrics").items()}
+    return {series[1]: n for series, n in totals.items() if series[0] == "batch_lines"}
+
+
+def test_lines_are_counted_by_how_they_ended_once_each(key, wire, settings):
+    settings.BATCH_UNDER_WAY = 4
+    lines = [line(c) for c in "abcdefg"]
+    batch = begun(key, *lines[:3], line("x", {"model": "m", "prompt": "x", "n": "2"}), *lines[3:])
+    turn(batch)
+    first, second, *_ = under_way(batch)
+    complete(first)
+    job = Job.objects.get(pk=second)
+    assert move(job, Move.PLACE)
+    assert move(job, Move.FAIL, finished_at=timezone.now(), error_code="upstream_failed")
+    turn(batch)
+    assert counted(wire) == {"completed": 1, "failed": 1, "refused": 1}
+    batches.cancel(batch)
+    for _ in range(4):
+        turn(batch)
+    assert batch.status == BatchStatus.CANCELLED
+    assert counted(wire) == {"completed": 1, "failed": 1, "refused": 1, "cancelled": 5}
+    assert sum(counted(wire).values()) == batch.completed + batch.failed == batch.total
+
+
+def test_a_step_that_is_not_committed_counts_nothing(key, wire):
+    batch = begun(key, line("x", {"model": "m", "prompt": "x", "n": "2"}), line("a"))
+    batches._validate(batch)
+    old = Batch.objects.get(pk=batch.pk)
+    batches._send(batch, 64)
+    with pytest.raises(batches._Moved):
+        batches._send(old, 64)
+    assert counted(wire) == {"refused": 1}
+
+
+def test_what_a_batch_writes_may_be_kept_for_less(key):
+    file = stored(key, line("a"))
+    batch = batches.create(key.pk, file.id, TEXT, {}, output_seconds=3600)
+    turn(batch)
+    complete(under_way(batch)[0])
+    before = timezone.now()
+    turn(batch)
+    output = StoredFile.objects.get(pk=batch.output_file)
+    assert 3600 <= (output.expires_at - before).total_seconds() < 3700
+    usual = begun(key, line("a"))
+    turn(usual)
+    complete(under_way(usual)[0])
+    turn(usual)
+    kept = StoredFile.objects.get(pk=usual.output_file)
+    assert (kept.expires_at - kept.created_at).total_seconds() > 6 * 86400
+
+
 def test_one_batch_that_cannot_go_on_does_not_hold_up_the_others(key, caplog):
     broken, good = begun(key, line("a")), begun(key, line("b"))
     turn(broken)

@@ -223,8 +223,8 @@ async def test_a_node_cannot_have_a_job_cancelled(desk, node, wire, wrong):
         "empty": "",
         "guessed": "0" * 64,
         "binary": "\xff\0",
-        "of another job": mailbox._proof(web, "f" * 32),
-        "of another process": mailbox._proof("f" * 16, work.job),
+        "of another job": mailbox._proof(web, b"c", "f" * 32),
+        "of another process": mailbox._proof("f" * 16, b"c", work.job),
     }[wrong]
     wire.xadd(reply_key(web), {"c": f"{work.job} {proof}"}, nomkstream=True)
     await until(lambda: wire.xlen(reply_key(web)) == 0)

@@ -8,8 +8,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
+import openai
+import pytest
 
 from tests.journeys.cluster import MODEL, Cluster, events
 
@@ -84,6 +87,33 @@ def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_event(bare: Clu
     record = bare.job_ended(seen[0]["id"])
     assert record["status"] == "failed"
     assert record["attempts"][0]["outcome"] == "engine_died"
+
+
+def test_a_response_that_breaks_off_ends_with_an_error_event(bare: Cluster):
+    bare.agent_ready("one", "--die-after-tokens", "6")
+    with openai.OpenAI(base_url=f"{bare.url}/v1", api_key=bare.key, max_retries=0) as client:
+        told = client.responses.create(model=MODEL, input="a b", stream=True)
+        assert next(told).type == "response.created"
+        with pytest.raises(openai.APIError) as broken:
+            list(told)
+    assert broken.value.code == "upstream_failed"
+
+
+def test_a_response_that_was_opened_and_not_begun_goes_to_another_node(bare: Cluster):
+    bare.agent_ready("dying", "--die-on-word", "poison", "--first-seconds", "0.5")
+    bare.agent_ready("good", "--first-seconds", "0.5")
+
+    def ask(_: int) -> Any:
+        body = {"model": MODEL, "input": "poison", "max_output_tokens": 2, "stream": True}
+        answer = httpx.post(f"{bare.url}/v1/responses", json=body, headers=bare.headers, timeout=30)
+        return events(answer.text.splitlines())
+
+    with ThreadPoolExecutor(4) as pool:  # at once, so that both nodes get some
+        streams = list(pool.map(ask, range(4)))
+    assert [seen[-1]["type"] for seen in streams] == ["response.completed"] * 4
+    assert {e["response"]["id"] for e in streams[0] if "response" in e} == {streams[0][0]["response"]["id"]}
+    records = [bare.job_ended(seen[0]["response"]["id"]) for seen in streams]
+    assert any(len(record["attempts"]) > 1 for record in records)
 
 
 def test_a_caller_who_leaves_stops_the_engines_work(bare: Cluster):

@@ -8,6 +8,7 @@ import json
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 
@@ -36,37 +37,57 @@ def until_known(cluster: Cluster, urls: list[str], headers: dict[str, str]) -> N
     cluster.until(known, "both know the key and the model", 15)
 
 
-def flood(urls: list[str], headers: dict[str, str], n: int) -> Counter[int]:
-    """So many requests at once, by turns to each address; how many had which status."""
-    gate = threading.Barrier(n)
+def flood(urls: list[str], headers: dict[str, str], n: int, body: dict[str, Any] = BODY) -> Counter[int]:
+    """So many requests at once, by turns to each address; how many had which status. Whoever is answered
+    with a stream leaves it once all have their status."""
+    gate, judged = threading.Barrier(n), threading.Barrier(n)
+    path = "chat/completions" if "messages" in body else "completions"
 
     def one(i: int) -> int:
-        with httpx.Client(timeout=30, headers=headers) as client:
+        with httpx.Client(timeout=60, headers=headers) as client:
             gate.wait()
-            return client.post(f"{urls[i % len(urls)]}/v1/chat/completions", json=BODY).status_code
+            with client.stream("POST", f"{urls[i % len(urls)]}/v1/{path}", json=body) as answer:
+                if body.get("stream"):
+                    judged.wait(60)
+                return answer.status_code
 
     with ThreadPoolExecutor(n) as pool:
         return Counter(pool.map(one, range(n)))
 
 
+def as_long_as_estimated() -> tuple[dict[str, Any], int]:
+    """A request that takes exactly the tokens that are reserved for it (four bytes a token, and the answer),
+    and how many that is: nothing is given back when it ends, whenever that is."""
+    for n in range(20, 200):
+        body = {"model": MODEL, "prompt": [10] * n, "max_tokens": 4}
+        if len(json.dumps(body, separators=(",", ":"))) // 4 + 1 == n:
+            return body, n + 4
+    raise AssertionError("no length fits")
+
+
 def test_of_three_times_as_many_exactly_so_many_are_admitted(bare: Cluster):
-    bare.agent_ready("one")
+    bare.agent_ready("one", "--per-second", "20")
     urls = second_web(bare)
+    exact, tokens = as_long_as_estimated()
     by_requests = key(bare, "--rpm", "12")
-    prompt = len(json.dumps(BODY, separators=(",", ":")).encode()) // 4 + 1
-    by_tokens = key(bare, "--tpm", str(12 * (prompt + 4)), "--tokens-per-day", "100000")
-    until_known(bare, urls, by_requests)
-    until_known(bare, urls, by_tokens)
-    assert flood(urls, by_requests, 36) == {200: 12, 429: 24}
-    # What was not used of the estimate comes back meanwhile, so a few more may pass; never fewer.
-    seen = flood(urls, by_tokens, 36)
-    assert seen[200] + seen[429] == 36
-    assert 12 <= seen[200] < 36
+    by_tokens = key(bare, "--tpm", str(12 * tokens), "--tokens-per-day", "100000")
+    at_once = key(bare, "--concurrency", "12")
+    for known in (by_requests, by_tokens, at_once):
+        until_known(bare, urls, known)
+    expected = {200: 12, 429: 24}
+    assert flood(urls, by_requests, 36) == expected
+    assert flood(urls, by_tokens, 36, exact) == expected
     told = bare.manage("usage", "--csv", "--group-by", "key")
     rows = {r["key_id"]: r for r in csv.DictReader(io.StringIO(told))}
-    answered = sorted(int(r["requests"]) for r in rows.values())
-    assert answered == sorted([12, seen[200]])
-    assert all(int(r["completion_tokens"]) == 4 * int(r["requests"]) for r in rows.values())
+    assert [int(r["requests"]) for r in rows.values()] == [12, 12]
+    assert all(int(r["completion_tokens"]) == 4 * 12 for r in rows.values())
+    assert 12 * (tokens - 4) in [int(r["prompt_tokens"]) for r in rows.values()]
+
+    # None of those that are admitted ends before all were weighed.
+    endless = {**BODY, "max_tokens": 1000, "stream": True}
+    assert flood(urls, at_once, 36, endless) == expected
+    bare.until(lambda: bare.slots_held() == 0, "those who left hold nothing", 20)
+    assert flood(urls, at_once, 36, endless) == expected
 
 
 def test_a_killed_web_process_gives_the_places_of_its_callers_back(bare: Cluster):

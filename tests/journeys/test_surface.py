@@ -50,6 +50,42 @@ def test_an_embedding_is_a_job_with_its_usage(client, cluster):
     assert record["usage"] == {"prompt_tokens": 2, "completion_tokens": 0, "total_tokens": 2}
 
 
+def test_a_response_whole_streamed_as_a_job_and_in_a_conversation(client, cluster):
+    answer = client.responses.create(
+        model=MODEL, input="red green", instructions="brief", max_output_tokens=3
+    )
+    assert (answer.output_text, answer.status) == ("red green red", "incomplete")
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (3, 3)
+    record = cluster.job_ended(answer.id)
+    assert (answer.id, record["url"]) == (f"resp_{record['id']}", "/v1/responses")
+    assert record["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+
+    events = list(client.responses.create(model=MODEL, input="a b", max_output_tokens=3, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+    assert events[0].response.id == events[-1].response.id
+    assert cluster.job_ended(events[0].response.id)["usage"]["completion_tokens"] == 3
+
+    more = [{"role": "user", "content": "red green"}, *answer.output, {"role": "user", "content": "and blue"}]
+    assert client.responses.create(model=MODEL, input=more, max_output_tokens=2).output_text == "and blue"
+
+    body = {"model": MODEL, "input": "one two", "max_output_tokens": 2}
+    accepted = cluster.post("/jobs", {"url": "/v1/responses", "body": body})
+    result = cluster.job_ended(accepted.json()["id"])["result"]
+    assert result["output"][0]["content"][0]["text"] == "one two"
+
+
+def test_a_response_is_not_kept(client):
+    answer = client.responses.create(model=MODEL, input="x", max_output_tokens=1)
+    for look in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
+        with pytest.raises(openai.NotFoundError) as e:
+            look(answer.id)
+        assert e.value.code == "response_not_found"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model=MODEL, input="and?", previous_response_id=answer.id)
+    assert refused.value.param == "previous_response_id"
+
+
 def test_embeddings_can_be_asked_for_and_fetched_later(cluster):
     accepted = cluster.post("/jobs", {"model": EMBEDDER, "input": ["one", "one two"]})
     assert accepted.status_code == 202

@@ -16,6 +16,14 @@ const all = async (stream) => {
   for await (const chunk of stream) found.push(chunk);
   return found;
 };
+const respond = (body) => client.responses.create(body);
+const tokens = (of) => [of.input_tokens, of.output_tokens, of.total_tokens];
+const place = {
+  type: "object",
+  properties: { name: { type: "string" }, people: { type: "integer" } },
+  required: ["name", "people"],
+  additionalProperties: false,
+};
 const weather = {
   type: "function",
   function: {
@@ -125,22 +133,77 @@ const cases = {
     };
   },
   async structured() {
-    const schema = {
-      type: "object",
-      properties: { name: { type: "string" }, people: { type: "integer" } },
-      required: ["name", "people"],
-      additionalProperties: false,
-    };
     const answer = await client.chat.completions.parse({
       model: fast,
       messages: say("New York"),
-      response_format: { type: "json_schema", json_schema: { name: "place", schema, strict: true } },
+      response_format: { type: "json_schema", json_schema: { name: "place", schema: place, strict: true } },
     });
     return JSON.parse(answer.choices[0].message.content);
   },
   async json_object() {
     const body = { model: fast, messages: say("in JSON"), response_format: { type: "json_object" } };
     return { document: JSON.parse((await chat(body)).choices[0].message.content) };
+  },
+  async response() {
+    const answer = await respond({ model: fast, input: "red green blue", max_output_tokens: 3 });
+    const [kind, job] = answer.id.split("_");
+    return {
+      text: answer.output_text,
+      status: answer.status,
+      usage: tokens(answer.usage),
+      id: [kind, job.length],
+      model: answer.model,
+    };
+  },
+  async response_stream() {
+    const events = await all(await respond({ model: fast, input: "a b c", max_output_tokens: 5, stream: true }));
+    const inside = events.filter((e) => e.response).map((e) => e.response);
+    return {
+      first: events[0].type,
+      last: events.at(-1).type,
+      text: events.filter((e) => e.type === "response.output_text.delta").map((e) => e.delta).join(""),
+      ids: new Set(inside.map((r) => `${r.id} ${r.created_at} ${r.model}`)).size,
+      in_order: events.every((e, i) => e.sequence_number === i),
+      usage: tokens(inside.at(-1).usage),
+    };
+  },
+  async response_helper() {
+    const kinds = new Set();
+    const stream = client.responses.stream({ model: fast, input: "a b c", max_output_tokens: 3 });
+    for await (const event of stream) kinds.add(event.type);
+    const final = await stream.finalResponse();
+    return { text: final.output_text, deltas: kinds.has("response.output_text.delta") };
+  },
+  async response_tools() {
+    const input = say("weather in Rome");
+    const tools = [{ type: "function", strict: true, ...weather.function }];
+    const first = await respond({ model: fast, input, tools });
+    const [call] = first.output;
+    input.push(...first.output, { type: "function_call_output", call_id: call.call_id, output: "sunny" });
+    const second = await respond({ model: fast, input, tools, tool_choice: "none", max_output_tokens: 1 });
+    return {
+      kind: call.type,
+      name: call.name,
+      arguments: JSON.parse(call.arguments),
+      then: second.output_text,
+    };
+  },
+  async response_structured() {
+    const format = { type: "json_schema", name: "place", schema: place, strict: true };
+    return (await client.responses.parse({ model: fast, input: "New York", text: { format } })).output_parsed;
+  },
+  response_refused: () => refusal(() => respond({ model: fast, input: "x", previous_response_id: "resp_1" })),
+  async response_not_found() {
+    const answer = await respond({ model: fast, input: "x", max_output_tokens: 1 });
+    return refusal(() => client.responses.retrieve(answer.id));
+  },
+  async response_broken_off() {
+    let text = "";
+    const seen = await refusal(async () => {
+      const stream = await respond({ model: cut, input: "a b c", max_output_tokens: 5, stream: true });
+      for await (const event of stream) if (event.type === "response.output_text.delta") text += event.delta;
+    });
+    return { ...seen, text };
   },
   async many_at_once() {
     const one = async (_, i) => {

@@ -54,6 +54,12 @@ def usage(message: Any) -> list[int]:
 
 
 @case
+def response() -> dict[str, Any]:
+    answer = chat(use_responses_api=True, max_tokens=3).invoke("red green blue")
+    return {"text": answer.text, "usage": usage(answer)}
+
+
+@case
 def completion() -> dict[str, Any]:
     answer = OpenAI(model=FAST, base_url=URL, api_key=KEY, max_tokens=4).invoke("one two")
     return {"text": answer}

@@ -57,6 +57,14 @@ def refusal(**call: Any) -> dict[str, Any]:
 
 
 @case
+def response() -> dict[str, Any]:
+    answer = litellm.responses(
+        model=f"openai/{FAST}", input="red green blue", max_output_tokens=3, api_base=URL, api_key=KEY
+    )
+    return {"text": answer.output_text, "status": answer.status}
+
+
+@case
 def completion() -> dict[str, Any]:
     answer = text(prompt="one two", max_tokens=4)
     choice = answer.choices[0]

@@ -161,6 +161,92 @@ def json_object() -> dict[str, Any]:
     return {"document": json.loads(answer.choices[0].message.content)}
 
 
+RESPONSE_TOOL: Any = {"type": "function", "strict": True, **WEATHER["function"]}
+
+
+def tokens(of: Any) -> list[int]:
+    return [of.input_tokens, of.output_tokens, of.total_tokens]
+
+
+@case
+def response() -> dict[str, Any]:
+    answer = client.responses.create(model=FAST, input="red green blue", max_output_tokens=3)
+    kind, _, job = answer.id.partition("_")
+    return {
+        "text": answer.output_text, "status": answer.status, "usage": tokens(answer.usage),
+        "id": [kind, len(job)], "model": answer.model,
+    }  # fmt: skip
+
+
+@case
+def response_stream() -> dict[str, Any]:
+    events = list(client.responses.create(model=FAST, input="a b c", max_output_tokens=5, stream=True))
+    inside = [event.response for event in events if hasattr(event, "response")]
+    return {
+        "first": events[0].type, "last": events[-1].type,
+        "text": "".join(event.delta for event in events if event.type == "response.output_text.delta"),
+        "ids": len({(r.id, r.created_at, r.model) for r in inside}),
+        "in_order": [event.sequence_number for event in events] == list(range(len(events))),
+        "usage": tokens(inside[-1].usage),
+    }  # fmt: skip
+
+
+@case
+def response_helper() -> dict[str, Any]:
+    """The client's own accumulator, which is strict about the order of events."""
+    with client.responses.stream(model=FAST, input="a b c", max_output_tokens=3) as events:
+        kinds = {event.type for event in events}
+        final = events.get_final_response()
+    return {"text": final.output_text, "deltas": "response.output_text.delta" in kinds}
+
+
+@case
+def response_tools() -> dict[str, Any]:
+    """A call, and the conversation that goes on with the items exactly as the client gave them back."""
+    asked: Any = say("weather in Rome")
+    first = client.responses.create(model=FAST, input=asked, tools=[RESPONSE_TOOL])
+    call: Any = first.output[0]
+    asked += [*first.output, {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]
+    second = client.responses.create(
+        model=FAST, input=asked, tools=[RESPONSE_TOOL], tool_choice="none", max_output_tokens=1
+    )
+    return {
+        "kind": call.type,
+        "name": call.name,
+        "arguments": json.loads(call.arguments),
+        "then": second.output_text,
+    }
+
+
+@case
+def response_structured() -> dict[str, Any]:
+    place: Any = client.responses.parse(model=FAST, input="New York", text_format=Place).output_parsed
+    return {"name": place.name, "people": place.people}
+
+
+@case
+def response_refused() -> dict[str, Any]:
+    return refusal(lambda: client.responses.create(model=FAST, input="x", previous_response_id="resp_1"))
+
+
+@case
+def response_not_found() -> dict[str, Any]:
+    answer = client.responses.create(model=FAST, input="x", max_output_tokens=1)
+    return refusal(lambda: client.responses.retrieve(answer.id))
+
+
+@case
+def response_broken_off() -> dict[str, Any]:
+    text: list[str] = []
+
+    def read() -> None:
+        for event in client.responses.create(model=CUT, input="a b c", max_output_tokens=5, stream=True):
+            if event.type == "response.output_text.delta":
+                text.append(event.delta)
+
+    return {**refusal(read), "text": "".join(text)}
+
+
 @case
 def many_at_once() -> dict[str, Any]:
     async def one(many: openai.AsyncOpenAI, i: int) -> bool:
