@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys
+.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys bench-sockets screenshots
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -92,6 +92,15 @@ bench-keys: ## whether 1,000 wrong keys a second slow a good one down
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.recovery $(ARGS)
+
+bench-sockets: ## what 20 open dashboards cost callers
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.sockets $(ARGS)
+
+screenshots: ## pictures of every page for the documentation, from a cluster with fake engines
+	$(DEV_ENV)
+	@$(PY) -m tests.browser.environment
+	@exec $(PY) -m tests.browser.screenshots $(ARGS)
 
 chaos: ## break a real cluster under load: at least 2000 jobs and 36 faults (minutes)
 	$(DEV_ENV)
