@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys bench-sockets screenshots
+.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys bench-routing bench-fleet
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -89,10 +89,19 @@ bench-keys: ## whether 1,000 wrong keys a second slow a good one down
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.keys $(ARGS)
 
+bench-routing: ## what placing a request costs with up to 1,000 nodes
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.routing $(ARGS)
+
+bench-fleet: ## what 1,000 idle nodes cost the coordinator (minutes)
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.fleet $(ARGS)
+
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.recovery $(ARGS)
 
+.PHONY: bench-sockets screenshots
 bench-sockets: ## what 20 open dashboards cost callers
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.sockets $(ARGS)

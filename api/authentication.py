@@ -12,6 +12,7 @@ import datetime
 import logging
 import time
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any
 
 import redis
@@ -31,6 +32,8 @@ from jobs.interactive import Request
 log = logging.getLogger(__name__)
 
 VERSION = "gt:keys:version"
+NOT_A_HASH = "session:"
+"""How the `key_hash` of a row begins that stands for a logged-in user: no digest looks like that."""
 _RELOAD_SECONDS = 5.0
 
 
@@ -97,9 +100,12 @@ def edit(key: ApiKey, **changes: Any) -> None:
 
 def rotate(key: ApiKey, *, grace_seconds: float = 0.0) -> str:
     """Give a key a new secret, which is returned and not stored. The one it had stays valid for the grace;
-    one that was still in its own grace ends now. Raises `ValidationError` for a revoked key."""
+    one that was still in its own grace ends now. Raises `ValidationError` for a revoked key, and for
+    one that has no secret."""
     if key.revoked_at:
         raise ValidationError("A revoked key cannot be rotated: make a new one.")
+    if key.key_hash.startswith(NOT_A_HASH):
+        raise ValidationError("This row stands for a user of the playground: it has no secret.")
     secret = credentials.new("sk-gt")
     key.previous_hash = key.key_hash if grace_seconds > 0 else ""
     until = timezone.now() + datetime.timedelta(seconds=grace_seconds)
@@ -128,6 +134,14 @@ def announce() -> None:
         )
 
 
+class Stranger(Enum):
+    """Why nobody is known by a header, in the words that its sender is told."""
+
+    NO_KEY = "You didn't provide an API key: send it as 'Authorization: Bearer KEY'."
+    NO_BEARER = "The Authorization header must have the form 'Bearer KEY'."
+    WRONG_KEY = "Incorrect API key provided."
+
+
 class KeyRing:
     """All valid keys, in the memory of one process."""
 
@@ -138,16 +152,28 @@ class KeyRing:
 
     def caller(self, authorization: str) -> Caller:
         """Who sends this `Authorization` header. Raises `ApiError` 401."""
-        scheme, _, secret = authorization.partition(" ")
+        found = self.find(authorization)
+        if isinstance(found, Stranger):
+            raise unauthorized(found.value)
+        return found
+
+    def find(self, authorization: str) -> Caller | Stranger:
+        """The same, for those who refuse a thousand strangers a second: nothing is raised or put together."""
         if not authorization:
-            raise unauthorized("You didn't provide an API key: send it as 'Authorization: Bearer KEY'.")
+            return Stranger.NO_KEY
+        scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret:
-            raise unauthorized("The Authorization header must have the form 'Bearer KEY'.")
+            return Stranger.NO_BEARER
         # The map is looked up by a keyed hash of 256 random bits, so timing tells nothing about other keys.
         caller = self._callers.get(credentials.digest(secret.strip()))
         if caller is None or (caller.expires_at and caller.expires_at <= time.time()):
-            raise unauthorized("Incorrect API key provided.")
+            return Stranger.WRONG_KEY
         return caller
+
+    def entry(self, key_hash: str) -> Caller | None:
+        """Who this row stands for, if it is valid."""
+        caller = self._callers.get(key_hash)
+        return None if caller is None or 0 < caller.expires_at <= time.time() else caller
 
     async def refresh(self, pipe: Pipe) -> bool:
         """Read the keys again if any changed. Returns whether one is gone that was there before."""

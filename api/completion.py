@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from api import errors, priority, schemas, streaming
-from api.authentication import Caller
+from api.authentication import Caller, Stranger
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from gputorrent import tracing
@@ -48,12 +49,12 @@ class Answer:
 
 def identify(gateway: Gateway, path: str, headers: Mapping[bytes, bytes]) -> Caller | Answer:
     """Who calls, or the refusal of a stranger. A door asks before it reads the body, so that guessing costs
-    neither the body's memory nor a task. The names of `headers` are in lower case."""
-    try:
-        caller = gateway.keys.caller(headers.get(b"authorization", b"").decode("latin-1"))
-    except ApiError as e:
-        counting.refused(gateway.dispatcher.metrics, path, e.code)
-        return refuse(e)
+    neither the body's memory nor a task, and the answer was put together long before. The names of `headers`
+    are in lower case."""
+    caller = gateway.keys.find(headers.get(b"authorization", b"").decode("latin-1"))
+    if isinstance(caller, Stranger):
+        counting.refused(gateway.dispatcher.metrics, path, _STRANGERS_CODE)
+        return _STRANGERS[caller]
     tracing.current().key = caller.name
     return caller
 
@@ -111,3 +112,8 @@ def must_be_json(headers: Mapping[bytes, bytes]) -> None:
 def refuse(error: ApiError, limits: Headers | None = None) -> Answer:
     """The answer that a refusal becomes; `limits` are the headers of a key that has some."""
     return Answer(error.status, JSON + (limits or []) + error.headers, error.body())
+
+
+_STRANGERS_CODE: Final = errors.unauthorized("").code
+_STRANGERS: Final = {why: refuse(errors.unauthorized(why.value)) for why in Stranger}
+"""Their answers, which nobody changes: a stranger is told no more than that."""

@@ -70,6 +70,15 @@ class _Stream(StreamingHttpResponse):
             self._loop.call_soon_threadsafe(self._answer.on_close)
 
 
+def respond(answer: Answer) -> HttpResponseBase:
+    """The answer as Django sends it, whole or in parts. In the event loop."""
+    whole = answer.parts is None
+    response = HttpResponse(answer.body, status=answer.status) if whole else _Stream(answer)
+    for name, value in answer.headers:
+        response[name.decode()] = value.decode("latin-1")
+    return response
+
+
 class CompletionView(APIView):
     """What an engine answers: completions, streamed (server-sent events) or whole, embeddings, and
     what its tokenizer makes of a text.
@@ -84,14 +93,7 @@ class CompletionView(APIView):
             answer = caller
         else:
             answer = await complete(here, path, caller, headers, request._request.body)
-        response: HttpResponseBase
-        if answer.parts is None:
-            response = HttpResponse(answer.body, status=answer.status)
-        else:
-            response = _Stream(answer)
-        for name, value in answer.headers:
-            response[name.decode()] = value.decode("latin-1")
-        return response
+        return respond(answer)
 
 
 class ResponseView(APIView):

@@ -2,4 +2,17 @@
 
 from typing import Any
 
-urlpatterns: list[Any] = []
+from django.urls import path, re_path
+
+from dashboard import join, playground
+
+urlpatterns: list[Any] = [
+    path("playground/", playground.playground, name="playground"),
+    path("playground/models", playground.models, name="playground-models"),
+    path("playground/jobs/<str:job>", playground.job, name="playground-job"),
+    re_path(r"^playground/(?P<path>v1/(?:chat/)?completions)\Z", playground.ask, name="playground-ask"),
+    path("join/", join.join, name="join"),
+    path("join/<int:token>/", join.follow, name="join-follow"),
+    path("join/<int:token>/state", join.state, name="join-state"),
+    path("join/<int:token>/approve/<str:node>", join.approve, name="join-approve"),
+]

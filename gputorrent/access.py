@@ -3,7 +3,9 @@ the log a line (of a WebSocket when it has closed).
 
 The line has no query string, no body and no key, only the key's name. GPUTORRENT_ACCESS_LOG chooses: ``all``,
 ``off``, or ``some``, which leaves out what goes well and is known otherwise: completions (the ledger has
-them), agents' messages, probes and static files.
+them), agents' messages, probes and static files. It also leaves out all refusals of strangers (401) but five
+a second, so that guessing keys neither fills the disk nor keeps the process busy; the next line after those
+says how many they were (`unlogged`), and the metrics count them all.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _KNOWN_OTHERWISE: Final = ("/nodes/", "/static/", "/healthz", "/readyz")
 _ABNORMAL: Final = 1006  # the connection broke without a word
 _LEFT: Final = 499  # the caller left before the answer began; the number is nginx's
+_STRANGER: Final = 401
+_STRANGERS_PER_SECOND: Final = 5
 
 
 class Traced:
     """ASGI middleware for HTTP."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, strangers: Sparing | None = None) -> None:
         self._app = app
+        self._strangers = strangers or Sparing(_STRANGERS_PER_SECOND)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = tracing.begin(scope["headers"])
@@ -48,7 +53,34 @@ class Traced:
             await self._app(scope, receive, stamped)
         finally:
             if _wanted(scope["path"], trace):
-                _note(scope, trace)
+                spares = trace.status == _STRANGER and settings.ACCESS_LOG == "some"
+                if not spares or self._strangers.wanted():
+                    _note(scope, trace, self._strangers.told() if spares else 0)
+
+
+class Sparing:
+    """Which of many lines of a kind are written: so many in each second that begins with one."""
+
+    def __init__(self, per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second, self._clock = per_second, clock
+        self._until, self._written = 0.0, 0
+        self.left_out = 0
+        """Since the last line that said so."""
+
+    def wanted(self) -> bool:
+        """Whether this one is written; what is not is counted."""
+        if (now := self._clock()) >= self._until:
+            self._until, self._written = now + 1.0, 0
+        self._written += 1
+        if self._written > self._per_second:
+            self.left_out += 1
+            return False
+        return True
+
+    def told(self) -> int:
+        """How many were left out; they are told now."""
+        left_out, self.left_out = self.left_out, 0
+        return left_out
 
 
 class TracedSocket:
@@ -82,7 +114,7 @@ class TracedSocket:
             await self._app(scope, heard, stamped)
         finally:
             if settings.ACCESS_LOG != "off":
-                _note({**scope, "method": "WEBSOCKET"}, trace, closed or _ABNORMAL)
+                _note({**scope, "method": "WEBSOCKET"}, trace, closed=closed or _ABNORMAL)
 
 
 def _wanted(path: str, trace: Trace) -> bool:
@@ -93,7 +125,7 @@ def _wanted(path: str, trace: Trace) -> bool:
     return not trace.job and not path.startswith(_KNOWN_OTHERWISE)
 
 
-def _note(scope: Scope, trace: Trace, closed: int = 0) -> None:
+def _note(scope: Scope, trace: Trace, unlogged: int = 0, *, closed: int = 0) -> None:
     path = scope.get("raw_path") or scope["path"].encode()
     fields = {
         "method": scope["method"],
@@ -108,4 +140,6 @@ def _note(scope: Scope, trace: Trace, closed: int = 0) -> None:
         fields["job"] = trace.job
     if trace.key:
         fields["key"] = trace.key
+    if unlogged:
+        fields["unlogged"] = unlogged
     log.log(logging.WARNING if trace.status >= 500 else logging.INFO, "request", extra={"fields": fields})

@@ -52,7 +52,13 @@ UNFOLD: dict[str, Any] = {
         "show_search": False,
         "show_all_applications": False,
         "navigation": [
-            {"items": [_page("Dashboard", "monitoring", "admin:index")]},
+            {
+                "items": [
+                    _page("Dashboard", "monitoring", "admin:index"),
+                    _page("Playground", "chat", "playground", "jobs.add_job"),
+                    _page("Join a host", "add_circle", "join", "nodes.add_enrolmenttoken"),
+                ]
+            },
             {
                 "title": "Cluster",
                 "separator": True,

@@ -32,6 +32,7 @@ from jobs.interactive import RETRYABLE, Request, new_job_id
 from jobs.lifecycle import Move, move
 from jobs.mailbox import tell
 from jobs.models import Attempt, Job, JobState
+from jobs.scoring import Candidate
 from nodes.models import Node, NodeState
 from nodes.registry import Refusal, check_incarnation
 from nodes.view import Snapshot
@@ -202,7 +203,7 @@ def _allowed(job: Job) -> frozenset[str] | None:
     return job.key.node_ids() if job.key else None
 
 
-def _may_be_back(snapshot: Snapshot, offered: Sequence[routing.Candidate], tried: Collection[str]) -> bool:
+def _may_be_back(snapshot: Snapshot, offered: Sequence[Candidate], tried: Collection[str]) -> bool:
     """Whether a node that has not failed at the job is away for the moment: silent, or not back since Redis
     was emptied. One that said goodbye, or drains, is not waited for."""
     back = {NodeState.ONLINE, NodeState.UNHEALTHY}

@@ -151,24 +151,36 @@ end
 
 local verbs = {}
 
+-- Whether a job that may go anywhere need not look further for a free slot: the first of the queue may go
+-- anywhere too and is no larger, so a slot that came free was given to it, and new ones will be.
+local function none_free(model, tried, only, work)
+  if not string.find(tried, '^ *$') or only ~= '' then return false end
+  local head = redis.call('ZRANGE', QUEUE .. model, 0, 0)[1]
+  if not head then return false end
+  local w = redis.call('HMGET', WAIT .. head, 'tried', 'only', 'owner')
+  return w[1] and string.find(w[1], '^ *$') and w[2] == '' and redis.call('HSTRLEN', WAIT .. head, 'work') <= #work
+         and (w[3] == '' or redis.call('EXISTS', 'gt:web:' .. w[3]) == 1)
+end
+
 -- job attempt lease owner model tenant priority work wait_seconds per_model total per_tenant node_bytes tried only
--- node...
--- `only`: the nodes that may see it; empty: all.
--- Answers 'placed' and the node; 'waiting', how many are ahead, and the drain interval (ms, or ''); or 'full',
--- how many wait for the model, the interval, and which bound was met.
+-- few node...
+-- `only`: the nodes that may see it; empty: all. `few`: 1 if these nodes are but the best of more.
+-- Answers 'placed' and the node; 'waiting', how many are ahead, and the drain interval (ms, or ''); 'full',
+-- how many wait for the model, the interval, and which bound was met; or 'more': none of the few would do, ask
+-- with all of them.
 function verbs.reserve(a)
   local job, ref, lease, owner, model = a[1], a[1] .. ':' .. a[2], a[3], a[4], a[5]
   local tenant, priority, work, wait_s = a[6], tonumber(a[7]), a[8], tonumber(a[9])
   local per_model, total, per_tenant = tonumber(a[10]), tonumber(a[11]), tonumber(a[12])
-  local node_bytes, tried, only = tonumber(a[13]), a[14], a[15]
-  for i = 16, #a do  -- asked again after an answer was lost: the slot may be taken already
+  local node_bytes, tried, only, few = tonumber(a[13]), a[14], a[15], a[16] == '1'
+  for i = 17, #a do  -- asked again after an answer was lost: the slot may be taken already
     if redis.call('HEXISTS', SLOTS .. a[i] .. '/' .. model, ref) == 1 then return {'placed', a[i]} end
   end
   if redis.call('EXISTS', WAIT .. job) == 1 then
     return {'waiting', redis.call('ZRANK', QUEUE .. model, job) or 0, interval_of(model)}
   end
   local shut, shut_by
-  for i = 16, #a do
+  for i = 17, #a do
     local place = a[i] .. '/' .. model
     if free_slots(place) > 0 and has_room(a[i], #work, node_bytes) and alive(a[i]) then
       local how, b = gate(place)
@@ -180,7 +192,8 @@ function verbs.reserve(a)
       end
     end
   end
-  if shut and not any_untried(sound_nodes(model), tried, only) then
+  if few and not none_free(model, tried, only, work) then return {'more'} end
+  if shut and not few and not any_untried(sound_nodes(model), tried, only) then
     put(shut, model, ref, lease, owner, work, 'shut', shut_by)
     return {'placed', shut}
   end
@@ -225,10 +238,23 @@ function verbs.leave(a)
   return forget_waiting(a[1], model, true)
 end
 
--- owner: its waiting jobs ("*": everybody's): job, ref, owner, ...
+-- Some of those that wait, by when they give up: from this score on, and where the next page begins ('' : it was
+-- the last). Ten thousand at once would hold everybody up. A page may begin with what the last one ended with.
+local function page(from, count)
+  local found = redis.call('ZRANGE', WAITING, from, '+inf', 'BYSCORE', 'LIMIT', 0, count)
+  if #found < count then return found, '' end
+  local next = redis.call('ZSCORE', WAITING, found[count])
+  if next == from then  -- more than a page gives up at the same moment
+    return redis.call('ZRANGE', WAITING, from, '+inf', 'BYSCORE'), ''
+  end
+  return found, next
+end
+
+-- owner from count: a page of its waiting jobs ("*": everybody's): next page, job, ref, owner, ...
 function verbs.waiting(a)
-  local out = {}
-  for _, job in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
+  local jobs, next = page(a[2], tonumber(a[3]))
+  local out = {next}
+  for _, job in ipairs(jobs) do
     local w = redis.call('HMGET', WAIT .. job, 'ref', 'owner')
     if w[1] and (a[1] == '*' or a[1] == w[2]) then
       out[#out + 1] = job
@@ -239,20 +265,32 @@ function verbs.waiting(a)
   return out
 end
 
--- model...: drop what belongs to no waiting job and no slot, and count the bytes anew. How much was wrong
-function verbs.prune(a)
-  local wrong = 0
-  for _, job in ipairs(redis.call('ZRANGE', WAITING, 0, -1)) do
+-- from count: drop a page of what waits nowhere. Next page, and how much was wrong
+function verbs.prune_waiting(a)
+  local wrong, jobs, next = 0, page(a[1], tonumber(a[2]))
+  for _, job in ipairs(jobs) do
     if redis.call('EXISTS', WAIT .. job) == 0 then wrong = wrong + redis.call('ZREM', WAITING, job) end
   end
-  for i = 1, #a do
-    for _, job in ipairs(redis.call('ZRANGE', QUEUE .. a[i], 0, -1)) do
-      if redis.call('HGET', WAIT .. job, 'model') ~= a[i] then
-        wrong = wrong + redis.call('ZREM', QUEUE .. a[i], job)
-      end
+  return {next, wrong}
+end
+
+-- model from count: the same of a model's queue, by rank
+function verbs.prune_queue(a)
+  local model, from, count, wrong = a[1], tonumber(a[2]), tonumber(a[3]), 0
+  local jobs = redis.call('ZRANGE', QUEUE .. model, from, from + count - 1)
+  for _, job in ipairs(jobs) do
+    if redis.call('HGET', WAIT .. job, 'model') ~= model then
+      wrong = wrong + redis.call('ZREM', QUEUE .. model, job)
     end
-    if redis.call('EXISTS', QUEUE .. a[i]) == 0 then wrong = wrong + redis.call('DEL', TURNS .. a[i]) end
   end
+  local next = #jobs == count and from + count - wrong or ''
+  if redis.call('EXISTS', QUEUE .. model) == 0 then wrong = wrong + redis.call('DEL', TURNS .. model) end
+  return {next, wrong}
+end
+
+-- Drop places without attempts and count the bytes under way anew. How much was wrong
+function verbs.prune_places(a)
+  local wrong = 0
   local bytes = {}
   for _, place in ipairs(redis.call('SMEMBERS', PLACES)) do
     local entries = redis.call('HVALS', SLOTS .. place)

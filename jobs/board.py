@@ -8,9 +8,10 @@ What an attempt's end says of its place, and of the request, is part of its rele
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from worker_agent.contract import Work, encode
 _SOURCE = "".join(
     Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("breaker.lua", "board.lua")
 )
+
+_PAGE = 500
+"""Of those that wait, how many one step looks through: about 2 ms in which Redis does nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +114,21 @@ class Board:
         priority: int = 0,
         wait_seconds: float,
         tried: Iterable[str] = (),
-        only: Iterable[str] | None = None,
+        only: frozenset[str] | None = None,
+        others: Callable[[], Sequence[str]] | None = None,
     ) -> Placed | Waiting | Full:
         """Take a slot on the first node of `order` that has one and deliver the work there; else wait.
 
         A job that waits is never given to a node in `tried`, nor to one that is not in `only` (None: any).
+        `others` tells the nodes that come after those of `order`, where there are more: they are asked for
+        when none of these has a free slot, and then a second step looks at all.
 
         Asynchronous jobs may fill half of each bound only: their queue is the ledger, and callers who wait
         must find room.
         """
         packed = encode(work)
         share = 1 if work.reply else 2
-        answer = await self._script(
-            "reserve",
+        given = (
             work.job,
             work.attempt,
             work.lease.hex(),
@@ -135,9 +141,11 @@ class Board:
             *(-(-bound // share) for bound in _bounds()),
             settings.NODE_BYTES,
             f" {' '.join(tried)} ",
-            "" if only is None else f" {' '.join(only)} ",
-            *order,
+            "" if only is None else _listed(only),
         )
+        answer = await self._script("reserve", *given, int(others is not None), *order)
+        if answer[0] == b"more" and others:
+            answer = await self._script("reserve", *given, 0, *order, *others())
         kind = answer[0]
         if kind == b"placed":
             return Placed(answer[1].decode())
@@ -171,14 +179,25 @@ class Board:
         return bool(await self._script("leave", job))
 
     async def waiting(self, owner: str = "*") -> list[Waits]:
-        """Attempts of one owner that wait; everybody's without one."""
-        flat: list[bytes] = await self._script("waiting", owner)
-        return [_waits(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+        """Attempts of one owner that wait; everybody's without one. Not one step: who comes or goes meanwhile
+        may be among them or not."""
+        found: dict[bytes, Waits] = {}
+        at: bytes | str = "-inf"
+        while at:
+            at, *flat = await self._script("waiting", owner, at, _PAGE)
+            found |= {flat[i]: _waits(*flat[i : i + 3]) for i in range(0, len(flat), 3)}
+        return list(found.values())
 
     async def prune(self, models: Sequence[str]) -> int:
         """Drop what belongs to no waiting job of these models and to no slot, and count the bytes under way
         anew. Returns how much was wrong."""
-        return int(await self._script("prune", *models))
+        wrong = 0
+        for verb, *of in [("prune_waiting",), *(("prune_queue", model) for model in models)]:
+            at: Any = "0" if of else "-inf"
+            while at != b"":
+                at, found = await self._script(verb, *of, at, _PAGE)
+                wrong += int(found)
+        return wrong + int(await self._script("prune_places"))
 
     async def fill(self, places: Iterable[str]) -> int:
         """Offer places (``node/model``) that may have new capacity to those who wait."""
@@ -230,6 +249,12 @@ class Board:
 
     async def overdue(self) -> list[str]:
         return [job.decode() for job in await self._script("overdue")]
+
+
+@lru_cache(maxsize=64)
+def _listed(nodes: frozenset[str]) -> str:
+    """The nodes that a key's prompts may go to: the same for all of its requests, and perhaps many."""
+    return f" {' '.join(nodes)} "
 
 
 def _bounds() -> tuple[int, int, int]:

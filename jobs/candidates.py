@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from jobs.breaker import Breaker
-from jobs.routing import Candidate
+from jobs.scoring import Candidate
 from nodes.view import Snapshot
 
 

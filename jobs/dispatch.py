@@ -253,17 +253,18 @@ class Dispatcher:
             stall_seconds=settings.STALL_SECONDS,
             total_seconds=settings.TOTAL_SECONDS,
         )
-        order = decision.order if isinstance(decision, routing.Place) else ()
-        turn = self.outlook.spreading.take(request.model, order)
+        place = decision if isinstance(decision, routing.Place) else routing.NOWHERE
+        turn = self.outlook.spreading.take(request.model, place.order)
         reservation = asyncio.ensure_future(
             self.board.reserve(
                 work,
-                [scored.node for scored in order],
+                [scored.node for scored in place.order],
                 tenant=request.tenant,
                 priority=request.priority,
                 wait_seconds=job.wait_limit,
                 tried=tried | decision.barred,
                 only=request.only,
+                others=place.later,
             )
         )
         try:
@@ -276,15 +277,16 @@ class Dispatcher:
             log.warning("redis unavailable error=%s job=%s", type(e).__name__, job.id)
             job.attempt_over("not_placed", "the broker is unavailable")
             raise BrokerUnavailable("the queue is unavailable for the moment") from None
-        turn.settle(answer.node if isinstance(answer, Placed) else "")
+        taken = place.scored(answer.node) if isinstance(answer, Placed) else None
+        turn.settle(taken)
         if isinstance(answer, Placed):
-            job.why = next((str(s) for s in order if s.node == answer.node), "")
+            job.why = str(taken or "")
             self._placed(job, answer.node)
         elif isinstance(answer, Full):
             job.attempt_over("not_placed", "the queue is full")
             raise queue_full(request.model, answer)
         elif isinstance(answer, Waiting):
-            job.why = "waited for a free slot" if order else "waited for the model to be loaded"
+            job.why = "waited for a free slot" if place.order else "waited for the model to be loaded"
 
     def _placed(self, job: InteractiveJob, node: str) -> None:
         job.on_placed(node, self.outlook.placed(node, job.request.model))

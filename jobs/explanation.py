@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs import routing
-from jobs.routing import Candidate, Decision, Hints, Load, Place, Refuse, Scored, Wait
+from jobs.routing import Decision, Hints, Load, Place, Refuse, Wait
+from jobs.scoring import Candidate, Scored
 from worker_agent.contract import ModelState
 
 _MATCH = {

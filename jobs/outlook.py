@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from django.conf import settings
 
@@ -22,7 +22,9 @@ from jobs.errors import JobError
 from jobs.interactive import Request
 from jobs.poison import Strikes
 from jobs.refusal import refusal
+from jobs.scoring import Candidate
 from jobs.spreading import Spreading
+from jobs.standings import Standings
 from nodes.view import Snapshot
 from worker_agent.contract import Outcome
 
@@ -34,7 +36,8 @@ class Outlook:
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
-        self.affinity, self.spreading = Affinity(), Spreading()
+        self._standings = Standings(self.candidates, self._contexts)
+        self.affinity, self.spreading = Affinity(), Spreading(self._standings.touch)
         self.in_flight: dict[str, int] = {}
         """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
         self.breakers: dict[str, Breaker] = {}
@@ -42,8 +45,8 @@ class Outlook:
         self.strikes: dict[str, Strikes] = {}
         """By fingerprint, as of the last refresh, plus our own since."""
 
-    async def refresh(self, pipe: Pipe, board: Board, web: str) -> bool:
-        """Read everything anew, in one trip. Returns whether a node changed or is back. Raises
+    async def refresh(self, pipe: Pipe, board: Board, web: str) -> frozenset[str]:
+        """Look at everything again, in one trip. Returns the nodes that changed or are back. Raises
         `redis.RedisError`."""
         changed, seen, _ = await asyncio.gather(
             self.snapshot.refresh(pipe), board.look(), self.affinity.exchange(pipe, web)
@@ -51,22 +54,30 @@ class Outlook:
         for line in breaker.changes(self.breakers, seen.breakers):
             log.warning(line)
         self.in_flight, self.breakers, self.strikes = seen.loads, seen.breakers, seen.strikes
+        self._standings.clear()
+        return changed
+
+    async def refresh_nodes(self, pipe: Pipe) -> frozenset[str]:
+        """Look at the nodes alone. Raises `redis.RedisError`."""
+        changed = await self.snapshot.refresh(pipe)
+        self._standings.clear()
         return changed
 
     # -- decisions -----------------------------------------------------------------------------------
 
-    def candidates(self, model: str, only: Collection[str] | None = None) -> list[routing.Candidate]:
+    def candidates(self, model: str, only: Collection[str] | None = None) -> list[Candidate]:
         """Every node that offers the model, as the snapshot shows it; of these `only` some, if given."""
         return candidates(self.snapshot, self.in_flight, self.breakers, model, only)
 
     def decide(self, request: Request, tried: Collection[str]) -> routing.Decision:
         """Where a request should go, as things stand."""
-        hints = routing.Hints(
-            request.tokens_wanted,
-            self.spreading.turns(request.model),
-            self.affinity.node_for(request.prefix),
-        )
-        return routing.choose(self.candidates(request.model, request.only), tried, hints)
+        model = request.model
+        prefers = self.affinity.node_for(request.prefix)
+        hints = routing.Hints(request.tokens_wanted, self.spreading.turns(model), prefers)
+        return self._standings.decide(model, self.in_flight, hints, request.only, tried)
+
+    def _contexts(self, model: str) -> Iterable[int]:
+        return (m.max_model_len for _, m in self.snapshot.by_model.get(model, ()))
 
     def refusal(self, model: str, refuse: routing.Refuse, last: str = "") -> JobError:
         """What a caller is told when no node can serve a model. `last` is how the last attempt ended."""
@@ -82,6 +93,7 @@ class Outlook:
         """An attempt more. Returns the incarnation of the node, 0 if that is unknown."""
         place = f"{node}/{model}"
         self.in_flight[place] = self.in_flight.get(place, 0) + 1
+        self._standings.touch(model, node)
         view = self.snapshot.nodes.get(node)
         return view.incarnation if view else 0
 
@@ -89,6 +101,7 @@ class Outlook:
         """An attempt less."""
         place = f"{node}/{model}"
         self.in_flight[place] = max(0, self.in_flight.get(place, 0) - 1)
+        self._standings.touch(model, node)
 
     def suspect(self, request: Request, outcome: str) -> str:
         """The request's fingerprint, if this outcome says something of the request; empty otherwise."""

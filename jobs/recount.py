@@ -68,13 +68,13 @@ class Recount:
         d = self._dispatcher
         entries = {(w.job, w.attempt) for w in waiting}
         known = {(job.id, job.attempt): job for job in d.jobs.values() if _waits(job)}
-        placed = {(h.job, h.attempt) for h in held}
+        on_board = entries | {(h.job, h.attempt) for h in held}
         strangers = entries - known.keys()
         now = time.monotonic()
         forgotten = {
             key
             for key, job in known.items()
-            if key not in entries | placed and now - job.waiting_since > _WAITER_GRACE_SECONDS
+            if key not in on_board and now - job.waiting_since > _WAITER_GRACE_SECONDS
         }
         before, self._odd_in_queue = self._odd_in_queue, strangers | forgotten
         for name, attempt in strangers & before:

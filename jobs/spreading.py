@@ -11,7 +11,7 @@ not tell each other: each spreads its own part evenly, and so the whole is sprea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import log
 from types import MappingProxyType
@@ -37,7 +37,7 @@ class Turns:
 
 
 class Weighted(Protocol):
-    """What is needed of `jobs.routing.Candidate`."""
+    """What is needed of `jobs.scoring.Candidate`."""
 
     @property
     def node(self) -> str: ...
@@ -46,7 +46,7 @@ class Weighted(Protocol):
 
 
 class Ranked(Weighted, Protocol):
-    """What is needed of `jobs.routing.Scored`."""
+    """What is needed of `jobs.scoring.Scored`."""
 
     @property
     def in_turn(self) -> bool: ...
@@ -61,20 +61,22 @@ class Turn:
     def __init__(self, spreading: Spreading, model: str, order: Collection[Ranked]) -> None:
         self._spreading, self._model, self._order = spreading, model, order
 
-    def settle(self, node: str) -> None:
-        """The board took `node`; empty if none."""
+    def settle(self, taken: Ranked | None) -> None:
+        """The board took this one, or none."""
         first = next(iter(self._order), None)
-        if first is None or first.node == node:
+        if first is None or (taken is not None and first.node == taken.node):
             return
         self._spreading.give_back(self._model, first)
-        if taken := next((r for r in self._order if r.node == node), None):
+        if taken is not None:
             self._spreading.charge(self._model, taken, self._order)
 
 
 class Spreading:
-    """The turns of every model, in the memory of one process; bounded."""
+    """The turns of every model, in the memory of one process; bounded. `moved` hears of each model and node
+    whose turn is another now."""
 
-    def __init__(self) -> None:
+    def __init__(self, moved: Callable[[str, str], None] = lambda model, node: None) -> None:
+        self._moved = moved
         self._clock: dict[str, float] = {}
         self._ends: dict[str, dict[str, float]] = {}
 
@@ -89,7 +91,7 @@ class Spreading:
         return Turn(self, model, order)
 
     def charge(self, model: str, used: Ranked, order: Collection[Ranked]) -> None:
-        """Move `used` on by one turn."""
+        """Move `used` on by one turn. `order`, best first, may leave out who comes later."""
         if model not in self._ends and len(self._ends) >= _MODELS:
             oldest = next(iter(self._ends))
             del self._ends[oldest], self._clock[oldest]
@@ -100,15 +102,19 @@ class Spreading:
             (turns.start(r.node) for r in order if r.in_turn), default=turns.clock
         )
         step = 1.0 / used.weight
-        ends[used.node] = min(turns.start(used.node) + step, clock + LEAD * step)
+        end = min(turns.start(used.node) + step, clock + LEAD * step)
+        ends.pop(used.node, None)  # so that the first of the dict is the one that was used longest ago
+        ends[used.node] = end
         if len(ends) > _NODES:
-            self._ends[model] = {r.node: ends[r.node] for r in order if r.node in ends}
+            del ends[next(iter(ends))]
+        self._moved(model, used.node)
 
     def give_back(self, model: str, unused: Ranked) -> None:
         """A turn that was noted, but not taken."""
         ends = self._ends.get(model, {})
         if unused.node in ends:
             ends[unused.node] -= 1.0 / unused.weight
+            self._moved(model, unused.node)
 
 
 _NOTHING: Final[Mapping[str, float]] = MappingProxyType({})

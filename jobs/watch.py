@@ -30,6 +30,7 @@ _STEP_SECONDS = 0.25
 _PAUSED_SECONDS = 2.0
 _ABANDONED_SECONDS = 5.0
 _RECOUNT_SECONDS = 5.0
+_NONE: frozenset[str] = frozenset()
 
 
 _Decisions = dict[tuple[str, frozenset[str], frozenset[str] | None, int], routing.Decision]
@@ -108,12 +109,12 @@ class Watch:
             if not emptied_before:
                 await self._start_over()
             await self._heal()
-            changed |= await d.outlook.snapshot.refresh(d.pipe)
+            changed |= await d.outlook.refresh_nodes(d.pipe)
         # No release tells that a breaker's time is over, or that its place has become the last.
         places = set(d.outlook.breakers)
-        if changed:
-            online = (node for node in d.outlook.snapshot.nodes.values() if node.takes_work)
-            places |= {f"{node.id}/{model.name}" for node in online for model in node.models}
+        for node in map(d.outlook.snapshot.nodes.get, changed):
+            if node is not None and node.takes_work:
+                places |= {f"{node.id}/{model.name}" for model in node.models}
         if places:
             await d.board.fill(places)
 
@@ -185,9 +186,10 @@ class Watch:
         d, model, waited = self._dispatcher, job.request.model, now - job.waiting_since
         # What thousands wait for alike is decided once; contexts are alike to within a thousand tokens.
         request = job.request
-        alike = (model, frozenset(job.tried), request.only, request.tokens_wanted // 1024)
+        tried = frozenset(job.tried) if job.attempt > 1 else _NONE
+        alike = (model, tried, request.only, request.tokens_wanted // 1024)
         if alike not in decisions:
-            decisions[alike] = d.outlook.decide(request, job.tried)
+            decisions[alike] = d.outlook.decide(request, tried)
         decision = decisions[alike]
         if isinstance(decision, routing.Load):
             d.ask_to_load(decision.node, model)

@@ -3,7 +3,7 @@
 Making one token reads every weight of the model from memory once, so a GPU decodes about as fast as its
 memory is wide. The table has the memory bandwidth that each vendor publishes in the data sheet or on the
 product page of the card, in GB/s; a node's weight is the sum over its GPUs, with 1000 GB/s as 1. What a node
-turns out to do corrects that (`corrected`), and an operator's label ``weight=2`` overrides both.
+turns out to do corrects that (`correct`), and an operator's label ``weight=2`` overrides both.
 """
 
 from __future__ import annotations
@@ -107,23 +107,23 @@ LEAST_FACTOR, MOST_FACTOR = 0.5, 2.0
 """What is measured moves a weight this far at most: a wrong figure must not starve a node, or flood it."""
 
 
-def corrected(nodes: Iterable[tuple[Weight, float]]) -> list[Weight]:
-    """Correct the weights of nodes that serve the same model by the decode speed of one request on each.
+def usual(nodes: Iterable[tuple[float, str, float]]) -> float:
+    """What the nodes that serve a model usually do for their weights: the median of one request's decode
+    speed (tokens/s) over the weight. 0 if fewer than two are measured: one alone says nothing.
 
-    The second of each pair is tokens/s, 0 where not (sufficiently) measured. What counts is how a node does
-    next to what its class predicts, compared with the median of the others: models differ, classes stay. A
-    label stands as it is, and one measured node alone says nothing.
+    The three of each node are its weight, where that is from, and its speed, 0 where not (sufficiently)
+    measured. A label's weight stands as it is, and says nothing of the others.
     """
-    nodes = list(nodes)
-    measured = [speed / w.value for w, speed in nodes if speed > 0 and w.source != "label"]
-    if len(measured) < 2:
-        return [w for w, _ in nodes]
-    usual = median(measured)
-    return [_correct(w, speed / w.value / usual if speed > 0 else 1.0) for w, speed in nodes]
+    measured = [speed / weight for weight, source, speed in nodes if speed > 0 and source != "label"]
+    return median(measured) if len(measured) > 1 else 0.0
 
 
-def _correct(weight: Weight, factor: float) -> Weight:
-    factor = min(MOST_FACTOR, max(LEAST_FACTOR, factor))
-    if weight.source == "label" or abs(factor - 1.0) < 0.05:
+def correct(weight: Weight, speed: float, usual: float) -> Weight:
+    """Correct a node's weight by its decode speed (tokens/s) for a model. What counts is how it does next to
+    what its class predicts, compared with what is `usual`: models differ, classes stay."""
+    if weight.source == "label" or not usual or speed <= 0:
+        return weight
+    factor = min(MOST_FACTOR, max(LEAST_FACTOR, speed / weight.value / usual))
+    if abs(factor - 1.0) < 0.05:
         return weight
     return Weight(round(weight.value * factor, 3), f"{weight.source}, measured x{factor:.2f}")

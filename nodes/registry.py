@@ -339,8 +339,7 @@ def beat(node: Node, beat: Heartbeat, reached_as: str) -> BeatReply:
             move(node, Move.RESUME, "the agent takes work again")
     lost = beat.redis_denied or (not beat.redis_connected and not acl.exists(blocking(), node.pk))
     access = _new_access(node, reached_as) if lost else None
-    publish(node)
-    pinned = list(node.models.filter(pin_wanted=True).values_list("name", flat=True))
+    pinned = [m.name for m in publish(node).models.all() if m.pin_wanted]
     # Only what the operator wants: an agent that was told to drain because it drains would never stop.
     return BeatReply(state=node.state, draining=node.drain_wanted, redis=access, pinned=pinned)
 
@@ -365,9 +364,11 @@ def goodbye(node: Node, message: Goodbye) -> None:
 # -- what nobody asks for ------------------------------------------------------------------------------
 
 
-def publish(node: Node) -> None:
-    """Make the ledger's word on a node what routing sees."""
-    view.publish(blocking(), [view.of(Node.objects.prefetch_related("models", "gpus").get(pk=node.pk))])
+def publish(node: Node) -> Node:
+    """Make the ledger's word on a node what routing sees. Returns the node as it was read for that."""
+    now = Node.objects.prefetch_related("models", "gpus").get(pk=node.pk)
+    view.publish(blocking(), [view.of(now)])
+    return now
 
 
 def mark_unhealthy() -> int:

@@ -3,7 +3,8 @@
 Keys (the coordinator's alone):
     gt:nodes          hash: node id -> NodeView in MessagePack
     gt:nodes:slots    hash: "<node>/<model>" -> requests at once; only places that take work now
-    gt:nodes:version  a random word, new with every change: readers fetch the hash only when it differs
+    gt:nodes:changes  stream: field ``n`` is the id of a node that changed. Readers remember the last entry
+                      that they saw and fetch the nodes behind it; the whole hash only when it is gone
     gt:alive          since when Redis holds our state (its own clock, seconds); its absence says that Redis
                       came back empty
 """
@@ -11,29 +12,34 @@ Keys (the coordinator's alone):
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
+from typing import cast
 
 import msgspec
 import redis
 from django.conf import settings
 from msgspec import Struct
 
-from gputorrent.redis import Pipe
+from gputorrent.redis import Pipe, Script
 from nodes import capability
 from nodes.capability import Weight
 from nodes.models import Node, NodeState
-from worker_agent.contract import ModelState, lease_key
+from worker_agent.contract import ModelState
 
 NODES = "gt:nodes"
 SLOTS = "gt:nodes:slots"
-VERSION = "gt:nodes:version"
+CHANGES = "gt:nodes:changes"
 ALIVE = "gt:alive"
 
+CHANGES_KEPT = 2000
+"""Twenty seconds of a thousand nodes' heartbeats; readers come four times a second."""
+_AT_ONCE = 500
+"""Who has missed more than this many changes reads everything."""
 
-class ModelView(Struct, frozen=True, array_like=True):
+
+class ModelView(Struct, frozen=True, array_like=True, gc=False):
     name: str
     state: ModelState
     slots: int
@@ -48,7 +54,7 @@ class ModelView(Struct, frozen=True, array_like=True):
     stream_tokens_per_s: float = 0.0
 
 
-class NodeView(Struct, frozen=True, array_like=True):
+class NodeView(Struct, frozen=True, array_like=True, gc=False):
     id: str
     name: str
     state: str
@@ -118,7 +124,7 @@ def publish(client: redis.Redis, views: Sequence[NodeView]) -> None:
                 pipe.hdel(NODES, view.id)
             else:
                 pipe.hset(NODES, view.id, _encode(view))
-        pipe.set(VERSION, secrets.token_hex(8))
+            pipe.xadd(CHANGES, {"n": view.id}, maxlen=CHANGES_KEPT)
         pipe.execute()
 
 
@@ -137,59 +143,137 @@ class Snapshot:
         self.leased: frozenset[str] = frozenset()
         self.by_model: dict[str, list[tuple[NodeView, ModelView]]] = {}
         self.redis_was_emptied = False
+        self._offers: dict[str, _Offers] = {}
         self._seen: frozenset[str] = frozenset()
         self._lenient_until = 0.0
-        self._version: bytes | None = None
+        self._cursor = b""
 
-    async def refresh(self, pipe: Pipe) -> bool:
-        """One or two trips to Redis. Returns whether a node changed or is back. Raises `redis.RedisError`.
+    async def refresh(self, pipe: Pipe) -> frozenset[str]:
+        """One or two trips to Redis. Returns the nodes that changed or are back. Raises `redis.RedisError`.
 
         When Redis has come back empty, what is in memory stays, leases included: agents renew them within
         seconds, and the board gives no slot to a node without one.
         """
         ids = list(self.nodes)
-        asked: list[Any] = [pipe.send("GET", VERSION), pipe.send("EXISTS", ALIVE)]
-        if ids:
-            asked.append(pipe.send("MGET", *[lease_key(i) for i in ids]))
-        version, alive, *rest = await asyncio.gather(*asked)
+        changes, alive, found = await asyncio.gather(
+            pipe.send("XRANGE", CHANGES, self._cursor or "-", "+", "COUNT", _AT_ONCE),
+            pipe.send("EXISTS", ALIVE),
+            _leased(pipe, ids),
+        )
         self.redis_was_emptied = not alive
         if not alive and ids:
             self._lenient_until, self._seen = time.monotonic() + settings.LEASE_SECONDS, frozenset()
-            return False
-        back = False
+            return frozenset()
+        back: frozenset[str] = frozenset()
         if ids:
-            seen = frozenset(i for i, lease in zip(ids, rest[0], strict=True) if lease is not None)
-            back, self._seen = not seen <= self._seen, seen
-            self.leased = seen | self.leased if time.monotonic() < self._lenient_until else seen
-        if version == self._version:
-            return back
-        answer = await pipe.send("HGETALL", NODES)
-        packed: Iterable[bytes] = answer.values()
-        self._take([_decode(value) for value in packed])
-        new = [i for i in self.nodes if i not in set(ids)]
-        if new:
-            leases = await pipe.send("MGET", *[lease_key(i) for i in new])
-            found = {i for i, lease in zip(new, leases, strict=True) if lease is not None}
+            back, self._seen = found - self._seen, found
+            self.leased = found | self.leased if time.monotonic() < self._lenient_until else found
+        # The entry at the cursor comes again; if it does not, others behind it may be gone, too.
+        if self._cursor and changes and changes[0][0] == self._cursor and len(changes) < _AT_ONCE:
+            changed = await self._read_some(pipe, dict.fromkeys(fields[b"n"] for _, fields in changes[1:]))
+            self._cursor = changes[-1][0]
+        else:
+            changed = await self._read_all(pipe)
+        if new := [i for i in changed if i in self.nodes and i not in self._seen]:
+            found = await _leased(pipe, new)
             self.leased |= found
             self._seen |= found
-        self._version = version
-        return True
+        return back | changed
 
-    def _take(self, views: list[NodeView]) -> None:
-        self.nodes = {view.id: view for view in views}
-        by_model: dict[str, list[tuple[NodeView, ModelView]]] = {}
-        for view in views:
-            for model in view.models:
-                by_model.setdefault(model.name, []).append((view, model))
-        self.by_model = {name: _corrected(offers) for name, offers in by_model.items()}
+    async def _read_some(self, pipe: Pipe, ids: Collection[bytes]) -> frozenset[str]:
+        if not ids:
+            return frozenset()
+        packed = await pipe.send("HMGET", NODES, *ids)
+        views = {i.decode(): _decode(p) if p else None for i, p in zip(ids, packed, strict=True)}
+        self._take(views)
+        return frozenset(views)
+
+    async def _read_all(self, pipe: Pipe) -> frozenset[str]:
+        # In this order: what changes in between is read again the next time.
+        tip, packed = await asyncio.gather(
+            pipe.send("XREVRANGE", CHANGES, "+", "-", "COUNT", 1), pipe.send("HGETALL", NODES)
+        )
+        views: dict[str, NodeView | None] = dict.fromkeys(self.nodes)
+        views |= {i.decode(): _decode(value) for i, value in packed.items()}
+        self._take(views)
+        self._cursor = tip[0][0] if tip else b""
+        return frozenset(views)
+
+    def _take(self, views: Mapping[str, NodeView | None]) -> None:
+        """Put these in place of what was known of them; None: not there any more."""
+        # Copies, for whoever is still looking through them.
+        self.nodes, self.by_model = {**self.nodes}, {**self.by_model}
+        touched: set[str] = set()
+        for id_, view in views.items():
+            old = self.nodes.pop(id_, None) if view is None else self.nodes.get(id_)
+            had = {m.name for m in old.models} if old else set()
+            if view is not None:
+                self.nodes[id_] = view
+                for model in view.models:
+                    self._offers.setdefault(model.name, _Offers()).put(view, model)
+            now = {m.name for m in view.models} if view else set()
+            for name in had - now:
+                self._offers[name].remove(id_)
+            touched |= had | now
+        for name in touched:
+            if found := self._offers[name].all():
+                self.by_model[name] = found
+            else:
+                del self._offers[name]
+                self.by_model.pop(name, None)
 
 
-def _corrected(offers: list[tuple[NodeView, ModelView]]) -> list[tuple[NodeView, ModelView]]:
-    """The same with weights that know how fast the others are with this model."""
-    if not any(m.stream_tokens_per_s for _, m in offers):
-        return offers
-    told = ((Weight(m.weight, m.weight_from), m.stream_tokens_per_s) for _, m in offers)
-    return [
-        (node, msgspec.structs.replace(m, weight=weight.value, weight_from=weight.source))
-        for (node, m), weight in zip(offers, capability.corrected(told), strict=True)
-    ]
+# The names come as one argument and leave as one word: a thousand of each would cost 3 ms a look in here.
+_LEASES = """
+local found = {}
+for node in string.gmatch(ARGV[1], '%S+') do
+  found[#found + 1] = redis.call('EXISTS', 'gt:node:' .. node .. ':lease')
+end
+return table.concat(found)
+"""
+
+
+async def _leased(pipe: Pipe, ids: Sequence[str]) -> frozenset[str]:
+    """Those of the nodes that have a lease. Raises `redis.RedisError`."""
+    if not ids:
+        return frozenset()
+    word: bytes = await Script(pipe, _LEASES)(" ".join(ids))
+    return frozenset(compress(ids, map(b"1"[0].__eq__, word)))
+
+
+Offer = tuple[NodeView, ModelView]
+
+
+class _Offers:
+    """The nodes that offer one model, with weights that know how fast the others are with it."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, Offer] = {}
+        self._corrected: dict[str, Offer] = {}
+        self._usual = 0.0
+        self._news: dict[str, None] = {}  # in order, so that equal registries look alike
+
+    def put(self, node: NodeView, model: ModelView) -> None:
+        self._told[node.id] = node, model
+        self._news[node.id] = None
+
+    def remove(self, node: str) -> None:
+        del self._told[node]
+        self._corrected.pop(node, None)
+        self._news.pop(node, None)
+
+    def all(self) -> list[Offer]:
+        """Everybody, those that changed since the last call corrected anew; all if what is usual is another
+        now. As long as it moves by a fiftieth at most that is not worth a thousand corrections."""
+        told = [(m.weight, m.weight_from, m.stream_tokens_per_s) for _, m in self._told.values()]
+        usual = capability.usual(told)
+        if abs(usual - self._usual) > self._usual / 50:
+            self._usual, self._news = usual, dict.fromkeys(self._told)
+        for id_ in self._news:
+            node, m = self._told[id_]
+            weight = capability.correct(Weight(m.weight, m.weight_from), m.stream_tokens_per_s, self._usual)
+            if weight.value != m.weight:
+                m = msgspec.structs.replace(m, weight=weight.value, weight_from=weight.source)
+            self._corrected[id_] = node, m
+        self._news.clear()
+        return list(self._corrected.values())

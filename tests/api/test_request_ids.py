@@ -12,6 +12,7 @@ from asgiref.sync import sync_to_async
 
 from api.authentication import new_key
 from gputorrent import logs, tracing
+from gputorrent.access import Sparing, Traced
 from jobs.models import Job, JobState
 from tests.jobs.scripted import ScriptedNode
 from worker_agent.contract import Outcome
@@ -145,6 +146,50 @@ async def test_the_access_log_can_be_off(serve, settings, caplog):
     with caplog.at_level("INFO"):
         await client.get("/v1/models")
     assert lines(caplog) == []
+
+
+async def test_of_strangers_there_are_a_few_lines_a_second_and_a_count_of_the_rest(settings, caplog):
+    now = [1000.0]
+
+    async def refuses(scope, receive, send):
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def nothing():
+        return {}
+
+    async def ignored(message):
+        pass
+
+    traced = Traced(refuses, Sparing(5, lambda: now[0]))
+
+    async def knock(times):
+        for _ in range(times):
+            await traced({"method": "POST", "path": CHAT, "headers": []}, nothing, ignored)
+
+    with caplog.at_level("INFO"):
+        await knock(12)
+        now[0] += 0.99
+        await knock(1)
+        assert [line.count("unlogged") for line in lines(caplog)] == [0] * 5
+        now[0] += 0.01
+        await knock(2)
+        told = [re.findall(r" unlogged=(\d+)", line) for line in lines(caplog)]
+        assert told == [[]] * 5 + [["8"], []]
+        settings.ACCESS_LOG = "all"
+        await knock(9)
+    assert len(lines(caplog)) == 5 + 2 + 9
+
+
+async def test_strangers_share_an_answer_and_no_id(door, serve, wire):
+    client = await serve()
+    wrong = [{}, {"Authorization": "x"}, {"Authorization": "Bearer x"}] * 3
+    answers = [await client.post(CHAT, json=HELLO, headers=headers) for headers in wrong]
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({answer.content for answer in answers}) == 3
+    ids = [answer.headers.get_list("x-request-id") for answer in answers]
+    assert len({id_ for given in ids for id_ in given}) == len(answers) == sum(map(len, ids))
+    assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
 
 
 # -- how lines look ------------------------------------------------------------------------------------

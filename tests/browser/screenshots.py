@@ -30,7 +30,7 @@ from tests.browser import chromium, site
 from tests.browser.chromium import PHONE
 from tests.journeys.cluster import FAST, ROOT, Cluster
 
-WIDE = {"width": 1280, "height": 800}
+WIDE = {"width": 1280, "height": 1000}
 LARGEST = 250_000
 """Bytes of a picture."""
 QWEN, LLAMA, EMBEDDER, CODER = (
@@ -160,8 +160,6 @@ PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "usage": ("/admin/api/usage/", nothing),
     "queues": ("/admin/django-rq/", nothing),
 }
-WHOLE = {"dashboard"}
-"""Pages that are shown to their end."""
 LOOKS = {
     "light": {"viewport": WIDE, "color_scheme": "light"},
     "dark": {"viewport": WIDE, "color_scheme": "dark"},
@@ -186,7 +184,7 @@ def take(browser: Browser, cluster: Cluster, folder: Path, wanted: list[str]) ->
                 then(page)
                 page.wait_for_timeout(1500)  # fonts, and what moves at first
                 disguise(page)
-                shot = page.screenshot(path=folder / f"{name}-{look}.png", full_page=name in WHOLE)
+                shot = page.screenshot(path=folder / f"{name}-{look}.png")
                 if len(shot) > LARGEST:
                     wrong.append(f"{name}-{look}.png has {len(shot):,} bytes")
             wrong += [f"{look}: {what}" for what in watched.wrong]

@@ -7,7 +7,7 @@ import pytest
 from jobs import asynchronous as verbs
 from jobs import spreading
 from jobs.models import Attempt, Job, JobState
-from jobs.routing import Candidate
+from jobs.scoring import Candidate
 from nodes import view
 from nodes.models import Node
 from nodes.registry import Refusal
@@ -214,11 +214,11 @@ def test_a_long_prompt_goes_to_a_node_whose_context_holds_it(wire):
 def test_jobs_are_spread_by_lot_in_proportion_to_the_weights(wire):
     nodes = [
         Candidate(
-            a_node(wire, f"weighs-{w}", models=[model(slots=99)], labels={"weight": str(w)}).pk,
-            ModelState.READY,
-            True,
-            99,
-            0,
+            node=a_node(wire, f"weighs-{w}", models=[model(slots=99)], labels={"weight": str(w)}).pk,
+            state=ModelState.READY,
+            takes_work=True,
+            slots=99,
+            in_flight=0,
             weight=float(w),
         )
         for w in (1, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs.board import Bound, Full, Held, Placed, Waiting
 from nodes import view
 from tests.jobs.scripted import ScriptedNode, work
@@ -302,3 +304,64 @@ async def test_a_node_outside_only_gets_nothing_that_waits(board, wire, reserve)
     node.publish(slots=5)
     assert await board.fill([node.place, other.place]) == 1
     assert [w.job for w in node.inbox()] == ["j1"]
+
+
+# -- many nodes, many waiting --------------------------------------------------------------------------
+
+
+async def test_the_others_are_asked_for_only_when_none_of_the_first_will_do(wire, board, reserve):
+    nodes = [ScriptedNode(wire, f"{n:016x}") for n in range(4)]
+    asked: list[int] = []
+
+    def others() -> list[str]:
+        asked.append(1)
+        return [n.id for n in nodes[2:]]
+
+    first = tuple(n.id for n in nodes[:2])
+    for n, node in enumerate(nodes):
+        assert await reserve(f"j{n}", order=first, others=others) == Placed(node.id)
+        assert len(asked) == max(0, n - 1)
+    assert await reserve("j3", order=first, others=others) == Placed(nodes[3].id)  # asked again
+    assert await reserve("w0", order=first, others=others) == Waiting(0)
+    seen = len(asked)
+    assert await reserve("w1", order=first, others=others) == Waiting(1)
+    assert len(asked) == seen  # w0 would have had any slot that is free
+    nodes[2].inbox()
+    await board.release(nodes[2].id, "m", "j2", 1)
+    assert [item.job for item in nodes[2].inbox()] == ["w0"]
+
+
+@pytest.mark.parametrize("barred", [{"tried": ["x" * 16]}, {"only": frozenset({"x" * 16})}])
+async def test_behind_one_that_may_not_go_everywhere_the_others_are_asked_for(wire, reserve, barred):
+    """A slot may be free although somebody waits."""
+    full, free = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    await reserve("j0", order=(full.id,))
+    await reserve("w0", order=(full.id,), **barred)
+    assert await reserve("j1", order=(full.id,), others=lambda: [free.id]) == Placed(free.id)
+
+
+async def test_who_may_go_anywhere_is_put_on_a_shut_place_only_if_the_others_will_not_do(wire, reserve):
+    wire.set("gt:web:w", "1")
+    shut, free = ScriptedNode(wire, A), ScriptedNode(wire, B)
+    wire.hset("gt:breakers", shut.place, "1 99999999999999 6 -")
+    wire.hset(view.SLOTS, free.place, 0)
+    assert await reserve("j0", order=(shut.id,), others=lambda: [free.id]) == Placed(shut.id)
+    wire.hset(view.SLOTS, free.place, 1)
+    assert await reserve("j1", order=(shut.id,), others=lambda: [free.id]) == Placed(free.id)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_all_that_wait_are_found_page_by_page(wire, node, reserve, board, settings, at_once):
+    settings.QUEUE_PER_MODEL = settings.QUEUE_PER_KEY = 4000
+    await reserve("j0")
+    jobs = {f"w{n}" for n in range(1203)}
+    for job in jobs:
+        await reserve(job)
+    if at_once:  # all give up at the same moment
+        wire.zadd("gt:board:waiting", dict.fromkeys(jobs, 5))
+    found = [w.job for w in await board.waiting()]
+    assert (len(found), set(found)) == (1203, jobs)
+    wire.delete(*[f"gt:board:wait:w{n}" for n in range(1203) if n % 3])
+    assert await board.prune(["m"]) == 2 * 802
+    assert sorted(w.job for w in await board.waiting()) == sorted(f"w{n}" for n in range(0, 1203, 3))
+    assert (wire.zcard("gt:board:queue:m"), await board.prune(["m"])) == (401, 0)

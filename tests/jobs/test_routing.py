@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from msgspec.structs import replace
 
 from jobs.explanation import explain
-from jobs.routing import Candidate, Hints, Load, Place, Refuse, Wait, Why, choose, rank
+from jobs.routing import Hints, Load, Place, Refuse, Wait, Why, choose, rank
+from jobs.scoring import Candidate
 from jobs.spreading import Turns
 from worker_agent.contract import ModelState as S
 

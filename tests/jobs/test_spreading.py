@@ -32,7 +32,7 @@ def picks(spreading: Spreading, nodes: list[Ranked], count: int) -> list[str]:
     seen = []
     for _ in range(count):
         order = first_of(spreading, nodes)
-        spreading.take("m", order).settle(order[0].node)
+        spreading.take("m", order).settle(order[0])
         seen.append(order[0].node)
     return seen
 
@@ -73,7 +73,7 @@ def test_who_was_away_for_a_while_catches_up_on_nothing():
 def test_what_comes_out_of_turn_counts_but_not_for_ever():
     spreading, both = Spreading(), [Ranked("a"), Ranked("b")]
     for _ in range(50):
-        spreading.take("m", both).settle("a")
+        spreading.take("m", both).settle(both[0])
     seen = picks(spreading, both, 20)
     assert seen[:3] == ["b"] * 3
     assert seen.count("a") >= 10 - LEAD
@@ -81,9 +81,9 @@ def test_what_comes_out_of_turn_counts_but_not_for_ever():
 
 def test_a_turn_goes_to_the_node_that_was_really_used():
     spreading, both = Spreading(), [Ranked("a"), Ranked("b")]
-    spreading.take("m", both).settle("b")
+    spreading.take("m", both).settle(both[1])
     assert first_of(spreading, both)[0].node == "a"
-    spreading.take("m", both).settle("")
+    spreading.take("m", both).settle(None)
     assert first_of(spreading, both)[0].node == "a"
 
 

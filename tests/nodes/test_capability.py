@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nodes.capability import LEAST, MOST, Weight, bandwidth, corrected, weigh
+from nodes.capability import LEAST, MOST, Weight, bandwidth, correct, usual, weigh
 
 GIB = 1 << 30
 
@@ -69,6 +69,12 @@ def test_a_label_that_is_no_positive_number_is_passed_over(label):
 # -- what was measured ---------------------------------------------------------------------------------
 
 L4, L40S = Weight(0.3, "L4"), Weight(0.864, "L40S")
+
+
+def corrected(nodes):
+    """The weights of nodes that serve one model, each given with its speed."""
+    norm = usual((w.value, w.source, speed) for w, speed in nodes)
+    return [correct(w, speed, norm) for w, speed in nodes]
 
 
 def values(*nodes):

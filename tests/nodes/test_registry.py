@@ -92,11 +92,11 @@ def test_publishing_one_node_leaves_the_slots_of_another(wire):
     assert slots(wire) == {f"{two.pk}/b": 4}
 
 
-def test_each_change_is_announced_by_a_new_version(wire):
+def test_each_change_is_announced_with_the_node_that_changed(wire):
     node, _ = enrol()
-    before = wire.get(view.VERSION)
+    other, _ = enrol(name="other")
     beat(node)
-    assert wire.get(view.VERSION) != before
+    assert [fields[b"n"].decode() for _, fields in wire.xrange(view.CHANGES)] == [node.pk, other.pk, node.pk]
 
 
 def test_an_agent_that_is_stopping_drains_and_may_come_back(wire):

@@ -1,0 +1,54 @@
+// The list of models, kept as the cluster has it.
+
+import { door } from "./asking.js";
+
+const EVERY_MS = 2000;
+
+export class Models {
+  constructor(url, csrf, { select, standing, nothing, broken }) {
+    Object.assign(this, { url, csrf, select, standing, nothing, broken });
+    this.known = new Map();
+    select.addEventListener("change", () => this.#describe());
+    this.#goOn();
+  }
+
+  async #goOn() {
+    if (!document.hidden) {
+      try {
+        this.#take((await door(this.url, this.csrf)).data);
+        this.broken.hidden = true;
+      } catch (error) {
+        this.broken.textContent = `The list of models is not up to date: ${error.message}`;
+        this.broken.hidden = false;
+      }
+    }
+    setTimeout(() => this.#goOn(), EVERY_MS);
+  }
+
+  #take(models) {
+    const chosen = this.select.value;
+    const wanted = new URLSearchParams(location.search).get("model") ?? "";
+    this.known = new Map(models.map((model) => [model.id, model]));
+    const names = [...this.select.options].map((option) => option.value);
+    if (names.join("\n") !== models.map((model) => model.id).join("\n")) {
+      this.select.replaceChildren(...models.map((model) => new Option(model.id, model.id)));
+      const first = models.find((model) => model.id === wanted) ?? models.find((model) => model.state === "loaded");
+      this.select.value = this.known.has(chosen) ? chosen : (first ?? models[0])?.id ?? "";
+      this.select.dispatchEvent(new Event("change", { bubbles: true }));
+    }
+    for (const option of this.select.options) {
+      const text = `${option.value} (${this.known.get(option.value).words.split(":")[0]})`;
+      if (option.textContent !== text) option.textContent = text;
+    }
+    this.nothing.hidden = models.length > 0;
+    this.#describe();
+  }
+
+  #describe() {
+    const model = this.known.get(this.select.value);
+    const context = model?.max_model_len ? `, ${model.max_model_len.toLocaleString()} tokens of context` : "";
+    const text = model ? `${model.words}${context}` : "";
+    if (this.standing.textContent !== text) this.standing.textContent = text;
+    this.standing.dataset.state = model?.state ?? "away";
+  }
+}

@@ -1,0 +1,130 @@
+"""The order of the nodes that may take a job, kept up while requests come and go.
+
+Sorting a thousand nodes for each request would cost a millisecond or more; but one request changes only the
+load of the node it goes to, and whose turn is next. So the candidates lie sorted, in the order that
+`jobs.routing` describes, and a node that something happened to is taken out and put back (two binary
+searches). Only what the best one is like, next to which the others are near or not, is found anew when a
+quarter of the nodes has changed: with up to seven nodes, each time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from typing import Any, Final
+
+from msgspec import structs
+
+from jobs.scoring import Best, Candidate, Scored, free_share, latency
+from jobs.spreading import Turns
+
+RENEW: Final = 4
+"""When one node in so many has changed, all are compared anew."""
+
+EXACT: Final = 7
+"""Up to so many nodes they are compared anew with every change: there one may make the difference."""
+
+Row = tuple[Any, ...]
+"""What it is sorted by, then the `Scored`; no two rows get as far, since they have a node before it."""
+
+
+class Standing:
+    """Candidates of one model, all of which may serve. Not pure: it follows what `note` tells."""
+
+    def __init__(self, candidates: Iterable[Candidate], turns: Turns) -> None:
+        self._candidates = {c.node: c for c in candidates}
+        measured = (c.ttft_ms for c in self._candidates.values() if c.ttft_ms > 0)
+        self._best_ttft = min(measured, default=0.0)
+        self._compare(turns)
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def _compare(self, turns: Turns) -> None:
+        """Find the best one, and sort all next to it."""
+        self._changes = 0
+        # Those whose turn it may be now, by score; those whose turn comes later, by that; and the others.
+        self._due: list[Row] = []
+        self._later: list[Row] = []
+        self._others: list[Row] = []
+        self._at: dict[str, tuple[list[Row], Row]] = {}
+        parts = [(c, free_share(c), latency(self._best_ttft, c.ttft_ms)) for c in self._candidates.values()]
+        if not parts:
+            return
+        # Of equals the one that carries least for its weight.
+        _, load, free, quick = max((f * q, -c.in_flight / c.weight, f, q) for c, f, q in parts)
+        self._best = Best(free, quick, -load)
+        for c, f, q in parts:
+            rows, row = self._row(c, f, q, turns)
+            rows.append(row)
+            self._at[c.node] = rows, row
+        for rows in (self._due, self._later, self._others):
+            rows.sort()
+
+    def _row(self, c: Candidate, free: float, quick: float, turns: Turns) -> tuple[list[Row], Row]:
+        in_turn = self._best.near(c, free, quick)
+        score = free * quick * c.weight
+        scored = Scored(c.node, score, free, quick, c.weight, c.weight_from, in_turn)
+        if not in_turn:
+            return self._others, (-score, c.in_flight, c.node, scored)
+        if (start := turns.start(c.node)) > turns.clock:
+            return self._later, (start, -score, c.in_flight, c.node, scored)
+        return self._due, (-score, c.in_flight, c.node, scored)
+
+    # -- what happens --------------------------------------------------------------------------------
+
+    def note(self, loads: Iterable[tuple[str, int]], turns: Turns) -> None:
+        """Something happened to these nodes: they have so many requests in flight now, or another turn.
+        `turns` as they stand after all of it."""
+        known = self._candidates
+        changed: list[str] = []
+        for node, in_flight in loads:
+            if (c := known.get(node)) is not None:
+                changed.append(node)
+                if c.in_flight != in_flight:
+                    known[node] = structs.replace(c, in_flight=in_flight)
+                    self._changes += 1
+        if self._changes * RENEW > len(known) or (self._changes and len(known) <= EXACT):
+            self._compare(turns)
+            return
+        for node in changed:
+            c = known[node]
+            rows, row = self._at[node]
+            del rows[bisect_left(rows, row)]
+            rows, row = self._row(c, free_share(c), latency(self._best_ttft, c.ttft_ms), turns)
+            insort(rows, row)
+            self._at[node] = rows, row
+        self._advance(turns.clock)
+
+    def _advance(self, clock: float) -> None:
+        """Those whose turn has come meanwhile are sorted by score, like the others whose turn it is."""
+        count = bisect_left(self._later, (clock, _AFTER_ALL))
+        for row in self._later[:count]:
+            self._due.append(row[1:])
+            self._at[row[3]] = self._due, row[1:]
+        if count:
+            del self._later[:count]
+            self._due.sort()
+
+    # -- what is asked -------------------------------------------------------------------------------
+
+    def first(self, count: int, prefers: str = "") -> list[Scored]:
+        """The best so many, in order; before them the node that knows the prompt, if it is worth it."""
+        found: list[Scored] = []
+        if (c := self._candidates.get(prefers)) is not None:
+            rows, row = self._at[prefers]
+            scored: Scored = row[-1]
+            if self._best.kept(c, scored.free, scored.latency):
+                found.append(structs.replace(scored, by_prefix=True))
+        skipped = prefers if found else ""
+        for rows in (self._due, self._later, self._others):
+            if len(found) >= count:
+                break
+            # One more than are wanted, for the one that is skipped.
+            some = (row[-1] for row in rows[: count - len(found) + 1])
+            found += [scored for scored in some if scored.node != skipped]
+        return found[:count]
+
+
+_AFTER_ALL: Final = float("inf")
+"""Behind a clock: after all rows of that time, whatever their scores."""
