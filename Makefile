@@ -57,6 +57,7 @@ conformance: ## OpenAI's own clients, LangChain, LiteLLM and schemathesis agains
 
 browser: ## the admin and its live pages in Chromium, against a cluster
 	$(DEV_ENV)
+	@$(PY) -m tests.browser.environment
 	BROWSER_REQUIRED=1 $(PY) -m pytest tests/browser $(ARGS)
 
 lint: ## ruff and mypy
@@ -111,6 +112,16 @@ bench-fleet: ## what 1,000 idle nodes cost the coordinator (minutes)
 bench-recovery: ## how long until all is well again, fault by fault (minutes)
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.recovery $(ARGS)
+
+.PHONY: bench-sockets screenshots
+bench-sockets: ## what 20 open dashboards cost callers
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.sockets $(ARGS)
+
+screenshots: ## pictures of every page for the documentation, from a cluster with fake engines
+	$(DEV_ENV)
+	@$(PY) -m tests.browser.environment
+	@exec $(PY) -m tests.browser.screenshots $(ARGS)
 
 chaos: ## break a real cluster under load: at least 2000 jobs and 36 faults (minutes)
 	$(DEV_ENV)

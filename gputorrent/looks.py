@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from django.http import HttpRequest
 from django.templatetags.static import static
 from django.urls import reverse_lazy
 
@@ -19,12 +21,18 @@ def _rows(title: str, icon: str, model: str) -> dict[str, Any]:
     return _page(title, icon, f"admin:{app}_{name}_changelist", f"{app}.view_{name}")
 
 
+def _file(path: str) -> Callable[[HttpRequest], str]:
+    """The address of a static file, which nobody can say before the settings are read."""
+    return lambda request: static(path)
+
+
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "GPU Torrent",
     "SITE_HEADER": "GPU Torrent",
     "SITE_SYMBOL": "hub",
     "SHOW_VIEW_ON_SITE": False,
-    "SCRIPTS": [lambda request: static("backoffice/times.js")],
+    "SCRIPTS": [_file("backoffice/times.js"), _file("dashboard/access.js")],
+    "STYLES": [_file("dashboard/access.css")],
     "COLORS": {
         "primary": {  # a blue that white text can be read on
             "50": "oklch(97% .014 254.604)",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes requirements/clients-*.lock and tests/conformance/node/package-lock.json anew:
+# Writes requirements/clients-*.lock, tests/conformance/node/ and requirements/browser/package-lock.json anew:
 # `requirements/lock-clients.sh path/to/uv`. Each client has an environment of its own: they want different
 # versions of the same packages.
 set -euo pipefail
@@ -22,7 +22,9 @@ lock schemathesis "schemathesis>=4.32,<5"
 
 if command -v npm >/dev/null; then
     # Without the registry's address: npm's own settings decide where packages come from.
-    (cd ../tests/conformance/node && npm install --package-lock-only --omit-lockfile-registry-resolved --silent)
+    for folder in ../tests/conformance/node browser; do
+        (cd "$folder" && npm install --package-lock-only --omit-lockfile-registry-resolved --silent)
+    done
 else
-    echo "no npm: tests/conformance/node/package-lock.json stays as it is" >&2
+    echo "no npm: tests/conformance/node/ and requirements/browser/package-lock.json stay as they are" >&2
 fi

@@ -61,6 +61,7 @@ def knobs() -> argparse.ArgumentParser:
     knob("--hang-after-tokens", int, 0, "make no more once this process has made so many; health stays 200")
     knob("--fail-load", str, "", "print this as the reason and exit instead of serving")
     knob("--error-status", int, 0, "answer every completion with this status")
+    knob("--says", str, "", "the words of every answer, once, in place of the prompt's")
     switch("--ignore-abort", "go on with a request whose caller has left")
     switch("--busy", "answer every completion with 503")
     knob("--for-model", str, "", "the other knobs are for this model only")
@@ -118,7 +119,8 @@ class Request:
         room = engine.args.max_model_len - longest
         if asked is not None and (asked < 1 or asked > room):
             raise Refusal(400, f"max_tokens={asked} does not fit: the context holds {room} more tokens")
-        most = min(asked or room, engine.args.tokens or asked or 64)
+        self.answer = engine.args.says.split()
+        most = min(asked or room, engine.args.tokens or len(self.answer) or asked or 64)
         self.finish = "stop" if asked is None or most < asked else "length"
         stop = body.get("stop") or []
         stops = {stop} if isinstance(stop, str) else set(stop)
@@ -211,7 +213,7 @@ class Request:
     def _token(self, index: int, position: int) -> str:
         if self.document:
             return self.document
-        words = self.prompts[index // self.n]
+        words = self.answer or self.prompts[index // self.n]
         word = words[position % len(words)]
         if position == 0:
             return f"{' '.join(words)} {word}" if self.echo else word

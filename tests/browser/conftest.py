@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.browser import chromium
-from tests.browser.chromium import DESKTOP, REQUIRED, Watched
+from tests.browser import chromium, environment
+from tests.browser.chromium import DESKTOP, Watched
 from tests.journeys.cluster import Cluster
 
 
@@ -15,7 +13,7 @@ from tests.journeys.cluster import Cluster
 def browser():
     if not chromium.find():
         why = "no Chromium here: apt install chromium, or CHROMIUM=path"
-        if os.environ.get(REQUIRED):
+        if environment.required():
             pytest.fail(why)
         pytest.skip(why)
     with chromium.started() as found:
