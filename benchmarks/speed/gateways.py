@@ -118,7 +118,7 @@ def vllm_router(cores: Cores, engine_at: int) -> Iterator[Target]:
     environments.ensure_own(_ROUTER_FOLDER, [_ROUTER_LOCK])
     folder = Path(tempfile.mkdtemp(prefix="gputorrent-bench-router-"))
     port = ports.any_free()
-    command = [
+    command: list[str | Path] = [
         *(_ROUTER_FOLDER / "bin" / "python", "-m", "vllm_router.launch_router"),
         *("--worker-urls", f"http://127.0.0.1:{engine_at}", "--host", "127.0.0.1", "--port", str(port)),
         *("--max-concurrent-requests", str(SLOTS), "--log-level", "warning"),
