@@ -183,7 +183,8 @@ class _Line(asyncio.Protocol):
         self._first.connection_lost(exc)  # whoever closes it by redis-py waits for this
         pipe = self._pipe
         pipe.lost(self, exc)
-        # Nothing of it is open any more: the pool only has to forget it.
+        # Nothing of it is open any more: it has to know that, and the pool to forget it.
+        self._connection._close()
         self._pool._in_use_connections.discard(self._connection)
 
 

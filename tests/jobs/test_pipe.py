@@ -1,0 +1,106 @@
+"""The pipe to Redis: what is asked in one turn, what comes back, and what becomes of it when the line breaks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis
+from redis.exceptions import ResponseError
+
+from gputorrent.embedded import RedisServer
+from gputorrent.pipe import Pipe
+from gputorrent.redis import Script, asynchronous
+
+
+@pytest.fixture
+async def client(wire):
+    found = asynchronous()
+    yield found
+    await found.aclose()
+
+
+async def test_each_asker_gets_its_own_answer_in_the_client_s_types(client):
+    pipe = Pipe(client)
+    asked = [pipe.send("SET", "a", 1), pipe.send("INCR", "a"), pipe.send("HSET", "h", "x", 2.5, b"y", b"z")]
+    asked += [pipe.send("HGETALL", "h"), pipe.send("LRANGE", "none", 0, -1), pipe.send("GET", "none")]
+    assert await asyncio.gather(*asked) == [True, 2, 2, {b"x": b"2.5", b"y": b"z"}, [], None]
+
+
+async def test_a_refused_command_is_refused_alone(client):
+    pipe = Pipe(client)
+    before, wrong, after = pipe.send("SET", "a", "text"), pipe.send("INCR", "a"), pipe.send("GET", "a")
+    assert await before
+    with pytest.raises(ResponseError, match="not an integer"):
+        await wrong
+    assert await after == b"text"
+
+
+async def test_what_cannot_be_sent_is_told_to_its_asker_only(client):
+    pipe = Pipe(client)
+    fine = pipe.send("SET", "a", 1)
+    with pytest.raises(TypeError):
+        pipe.send("SET", "a", None)
+    assert await fine
+
+
+async def test_who_leaves_takes_nobody_s_answer_along(client):
+    pipe = Pipe(client)
+    asked = [pipe.send("ECHO", str(i)) for i in range(6)]
+    asked[2].cancel()
+    await asyncio.sleep(0)
+    asked[4].cancel()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [answers[i] for i in (0, 1, 3, 5)] == [b"0", b"1", b"3", b"5"]
+
+
+async def test_a_script_is_sent_again_to_a_server_that_has_forgotten_it(client, wire):
+    script = Script(Pipe(client), "return ARGV[1]")
+    assert await script("one") == b"one"
+    wire.script_flush()
+    assert await script("two") == b"two"
+
+
+async def test_a_line_cut_while_idle_costs_nobody_an_error(client, wire):
+    pipe = Pipe(client)
+    mine = await pipe.send("CLIENT", "ID")
+    wire.client_kill_filter(_id=str(mine))
+    assert await asyncio.gather(pipe.send("SET", "a", 1), pipe.send("GET", "a")) == [True, b"1"]
+    assert await pipe.send("CLIENT", "ID") != mine
+
+
+async def test_a_server_that_does_not_answer_costs_its_askers_one_time_out(client, wire):
+    pipe = Pipe(client, answer_seconds=0.2)
+    assert await pipe.send("PING") in {True, b"PONG"}
+    wire.client_pause(1500)
+    under_way = pipe.send("SET", "a", 1)
+    await asyncio.sleep(0.05)
+    behind = pipe.send("SET", "b", 1)  # gathers while the first is under way
+    for asked in (under_way, behind):
+        with pytest.raises(redis.TimeoutError):
+            await asked
+    wire.client_unpause()
+    assert await Pipe.send(pipe, "ECHO", "again") == b"again"
+
+
+async def test_a_server_that_is_gone_is_told_and_found_again(tmp_path, settings):
+    with RedisServer(tmp_path) as server:
+        settings.REDIS_URL = server.url
+        client = asynchronous()
+        pipe = Pipe(client)
+        assert await pipe.send("SET", "a", 1)
+        server.stop()
+        for _ in range(2):
+            with pytest.raises((redis.ConnectionError, redis.TimeoutError)):
+                await pipe.send("GET", "a")
+        server.start()
+        assert await pipe.send("ECHO", "back") == b"back"
+        await client.aclose()
+
+
+async def test_closing_the_client_closes_the_line(client, wire):
+    pipe = Pipe(client)
+    mine = await pipe.send("CLIENT", "ID")
+    await client.aclose()
+    await asyncio.sleep(0.05)
+    assert mine not in {int(found["id"]) for found in wire.client_list()}
