@@ -1,4 +1,4 @@
-"""The pipe to Redis: what is asked in one turn, what comes back, and what becomes of it when the line breaks."""
+"""The pipe to Redis: what is asked in one turn, what comes back, and what becomes of it when it breaks."""
 
 from __future__ import annotations
 
