@@ -185,7 +185,11 @@ class Board:
 
     async def leave(self, job: str) -> bool:
         """Take a waiting job off the board. Returns whether it waited."""
-        return bool(await self._script("leave", job))
+        return bool(await self.leave_soon(job))
+
+    def leave_soon(self, job: str) -> asyncio.Future[Any]:
+        """The same, under way at once: before anything that is asked after it."""
+        return self._script.ask("leave", job)
 
     async def waiting(self, owner: str = "*") -> list[Waits]:
         """Attempts of one owner that wait; everybody's without one. Not one step: who comes or goes meanwhile

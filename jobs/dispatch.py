@@ -352,7 +352,8 @@ class Dispatcher:
         if node and job.current.given_up:
             self._effect(self.mailbox.cancel(node, job.id, job.attempt))
         if not node:
-            self._effect(self.board.leave(job.id))
+            # At once: as a task it would run after the next attempt has joined the queue, and take that out.
+            self._effect(self.board.leave_soon(job.id))
             return None
         self.outlook.left(node, job.request.model)
         outcome = job.current.outcome
