@@ -2,14 +2,22 @@
 // Times in the viewer's zone: every <time data-local>, whenever it appears.
 
 (() => {
-  const short = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const clock = { hour: "numeric", minute: "2-digit", second: "2-digit" };
+  const today = new Intl.DateTimeFormat(undefined, clock);
+  const short = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", ...clock });
+  const old = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const whole = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
+
+  function format(at, now) {
+    if (at.toDateString() === now.toDateString()) return today;
+    return at.getFullYear() === now.getFullYear() ? short : old;
+  }
 
   function show(root) {
     for (const time of root.querySelectorAll("time[data-local]:not([title])")) {
       const at = new Date(time.dateTime);
       if (Number.isNaN(at.getTime())) continue;
-      time.textContent = short.format(at);
+      time.textContent = format(at, new Date()).format(at);
       time.title = whole.format(at);
     }
   }
