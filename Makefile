@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench-flood bench-keys bench-routing bench-fleet
+.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -75,6 +75,10 @@ engine: ## install vLLM and the demo's model, nothing else
 	$(SERVER_ENV)
 	@exec $(PY) -m gputorrent engine
 
+bench: ## our speed beside vllm-router's, and the goals (10 minutes; wants two quiet cores)
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.speed $(ARGS)
+
 bench-batching: ## tokens/s through the agent against vLLM alone
 	$(DEV_ENV)
 	@$(PY) -m gputorrent engine
@@ -88,6 +92,14 @@ bench-affinity: ## prefix-cache hits of chats on two nodes, with affinity and wi
 bench-keys: ## whether 1,000 wrong keys a second slow a good one down
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.keys $(ARGS)
+
+bench-dashboard: ## what the live dashboard weighs and costs with 1,000 nodes and 10,000 running jobs
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.dashboard $(ARGS)
+
+bench-admin: ## how long the admin's lists take with 100,000 jobs
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.admin_lists $(ARGS)
 
 bench-routing: ## what placing a request costs with up to 1,000 nodes
 	$(DEV_ENV)

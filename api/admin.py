@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django import forms
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db.models import IntegerField, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from unfold.admin import ModelAdmin
+from django.urls import reverse
+from django.utils.html import format_html
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+from unfold.decorators import display
+from unfold.widgets import UnfoldAdminTextareaWidget
 
-from api import authentication, usage
+from api import accounts, authentication, usage  # noqa: F401 - accounts registers its rows
 from api.models import ApiKey, Usage
-from nodes.admin import ReadOnly, audit
+from nodes.admin.carried import model_names
+from nodes.backoffice import filters, shown_once, words
+from nodes.backoffice.rows import ReadOnly
+from nodes.backoffice.steps import Result, Steered, Step, each
 
 ROTATION_GRACE = datetime.timedelta(hours=24)
 
@@ -24,7 +32,7 @@ ROTATION_GRACE = datetime.timedelta(hours=24)
 class WordsField(forms.JSONField):
     """A list of words, shown and typed with a space, comma or new line between them."""
 
-    widget = forms.Textarea(attrs={"rows": 3, "cols": 60})
+    widget = UnfoldAdminTextareaWidget(attrs={"rows": 3, "cols": 60})
 
     def to_python(self, value: Any) -> Any:
         return [word for word in re.split(r"[\s,]+", value or "") if word]
@@ -53,24 +61,50 @@ class ApiKeyForm(forms.ModelForm):
         return given | {name: 0 for name in numbers if name in given and given[name] is None}
 
 
+def _rotation(grace: datetime.timedelta) -> Callable[[HttpRequest, list[ApiKey]], Iterable[Result]]:
+    def do(request: HttpRequest, keys: list[ApiKey]) -> Iterable[Result]:
+        for key in keys:
+            try:
+                secret = authentication.rotate(key, grace_seconds=grace.total_seconds())
+            except ValidationError as e:
+                yield Result(key, refused=e.messages[0])
+            else:
+                yield Result(key, secret=secret)
+
+    return do
+
+
+def _revoke(key: ApiKey, by: str) -> bool:
+    revoked_before = key.revoked_at is not None
+    authentication.revoke(key)
+    return not revoked_before
+
+
 @admin.register(ApiKey)
-class ApiKeyAdmin(ModelAdmin):
+class ApiKeyAdmin(Steered):
     form = ApiKeyForm
     list_display = [
         "name",
         "prefix",
-        "state",
+        "shown_state",
         "staff",
         "owner",
         "priority",
         "limits",
-        "expires_at",
-        "created_at",
+        words.when("expires_at", "expires"),
+        words.when("created_at", "made"),
     ]
     list_filter = ["staff"]
     search_fields = ["name", "prefix", "owner__username"]
+    search_help_text = "name, beginning of the secret, or owner"
     list_select_related = ["owner"]
-    readonly_fields = ["prefix", "state", "previous_until"]
+    autocomplete_fields = ["owner"]
+    readonly_fields = [
+        "prefix",
+        "shown_state",
+        words.when("previous_until", "old secret valid until"),
+        "more",
+    ]
     fieldsets = [
         (None, {"fields": ["name", "owner", "staff", "expires_at"]}),
         ("What it may use", {"fields": ["allowed_models", "allowed_nodes", "priority"]}),
@@ -87,24 +121,65 @@ class ApiKeyAdmin(ModelAdmin):
             },
         ),
     ]
-    actions = ["rotate_keys", "rotate_keys_now", "revoke_keys"]
+    steps = [
+        Step(
+            name="rotate_keys",
+            title="Rotate",
+            done="Rotated",
+            icon="autorenew",
+            what="A new secret is made and shown once. The old one is good for another 24 hours.",
+            do=_rotation(ROTATION_GRACE),
+            possible=lambda key: key.revoked_at is None,
+        ),
+        Step(
+            name="rotate_keys_now",
+            title="Rotate now",
+            done="Rotated",
+            icon="autorenew",
+            hurts=True,
+            what="A new secret is made and shown once. The old one is refused within a second: whoever uses "
+            "it gets 401 until the new one is put in place.",
+            do=_rotation(datetime.timedelta()),
+            possible=lambda key: key.revoked_at is None,
+        ),
+        Step(
+            name="revoke_keys",
+            title="Revoke",
+            done="Revoked",
+            icon="block",
+            hurts=True,
+            what="It is refused within a second and for good, and what runs or waits for it is ended.",
+            do=each(_revoke),
+            possible=lambda key: key.revoked_at is None,
+        ),
+    ]
 
     def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        made = [("The secret", {"fields": ["prefix", "state", "previous_until"]})] if obj else []
+        made = [("The secret", {"fields": [*self.readonly_fields]})] if obj else []
         return [*self.fieldsets, *made]
 
-    @admin.display(description="state")
-    def state(self, key: ApiKey) -> str:
-        return key.state
+    def describe(self, row: ApiKey) -> str:
+        return f"{row.state}, of {row.owner or 'nobody'}, {limits_in_words(row)}"
 
-    @admin.display(description="limits")
+    @display(description="state")
+    def shown_state(self, key: ApiKey) -> str:
+        return words.badge(key.state, {"valid": "success", "revoked": "danger"}.get(key.state, "warning"))
+
+    @display(description="limits")
     def limits(self, key: ApiKey) -> str:
         return limits_in_words(key)
+
+    @display(description="more of it")
+    def more(self, key: ApiKey) -> str:
+        jobs, used = reverse("admin:jobs_job_changelist"), reverse("admin:api_usage_changelist")
+        links = ((jobs, "its jobs"), (used, "what it used"))
+        shown = [words.link(f"{page}?key__id__exact={key.pk}", text) for page, text in links]
+        return format_html("{}, {}", *shown)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False  # jobs and usage name their key; revoke it instead
 
-    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if change:
             super().save_model(request, obj, form, change)
             authentication.announce()
@@ -112,38 +187,12 @@ class ApiKeyAdmin(ModelAdmin):
             options = {
                 f.name: getattr(obj, f.name) for f in ApiKey._meta.fields if f.name in form.cleaned_data
             }
-            row, secret = authentication.new_key(**options)
+            row, obj.secret = authentication.new_key(**options)
             obj.pk, obj.prefix, obj.key_hash = row.pk, row.prefix, row.key_hash
-            self._show(request, "The key", secret)
 
-    def _show(self, request: HttpRequest, what: str, secret: str) -> None:
-        self.message_user(request, f"{what}, shown this once: {secret}", messages.WARNING)
-
-    @admin.action(description="Rotate: new secret, the old one is good for 24 h", permissions=["change"])
-    def rotate_keys(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:
-        self._rotate(request, keys, ROTATION_GRACE)
-
-    @admin.action(description="Rotate now: new secret, the old one is refused", permissions=["change"])
-    def rotate_keys_now(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:
-        self._rotate(request, keys, datetime.timedelta())
-
-    def _rotate(self, request: HttpRequest, keys: QuerySet[ApiKey], grace: datetime.timedelta) -> None:
-        for key in keys:
-            try:
-                secret = authentication.rotate(key, grace_seconds=grace.total_seconds())
-            except ValidationError as e:
-                self.message_user(request, f"{key}: {e.messages[0]}", messages.ERROR)
-                continue
-            audit(request, key, "Rotated")
-            self._show(request, f"The new secret of {key.name}", secret)
-
-    @admin.action(description="Revoke", permissions=["change"])
-    def revoke_keys(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:
-        found = list(keys.filter(revoked_at=None))
-        for key in found:
-            authentication.revoke(key)
-            audit(request, key, "Revoked")
-        self.message_user(request, f"Revoked {len(found)}", messages.SUCCESS)
+    def response_add(self, request: HttpRequest, obj: Any, post_url_continue: Any = None) -> HttpResponse:
+        back = reverse("admin:api_apikey_change", args=[obj.pk])
+        return shown_once.page(request, self, [(f"API key {obj.name}", obj.secret)], back)
 
 
 def limits_in_words(key: ApiKey) -> str:
@@ -161,7 +210,11 @@ def limits_in_words(key: ApiKey) -> str:
 @admin.register(Usage)
 class UsageAdmin(ReadOnly):
     list_display = ["day", "key", "model", *usage.COUNTS]
-    list_filter = [("day", admin.DateFieldListFilter), "model", "key"]
+    list_filter = [
+        filters.since("time", lambda at: {"day__gte": at.date()}),
+        filters.one_of("model", "model", model_names),
+        ("key", AutocompleteSelectFilter),
+    ]
     search_fields = ["model", "key__name", "key__prefix"]
     date_hierarchy = "day"
     list_select_related = ["key"]

@@ -68,14 +68,40 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         return
     except _Left:
         return
-    work = asyncio.create_task(_answer(scope, caller, headers, body, send))
-    leaving = asyncio.create_task(_until_left(receive))
+    watch = _Leaving(receive)
     try:
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await _answer(scope, caller, headers, body, send)
+    except asyncio.CancelledError:
+        if not watch.left:
+            raise
+        watch.task.uncancel()
+    except Exception as e:
+        log.error("request failed path=%s", scope["path"], exc_info=e)
     finally:
-        await background.end([work, leaving])
-    if not work.cancelled() and work.exception():
-        log.error("request failed path=%s", scope["path"], exc_info=work.exception())
+        await watch.end()
+
+
+class _Leaving:
+    """Cancels the task that made it once the caller has left: a task beside the request's own, not two."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.left = self._over = False
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+        self._watching = asyncio.create_task(self._watch(receive))
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not self._over:  # the server says so at the end of every answer, too
+            self.left = True
+            self.task.cancel()
+
+    async def end(self) -> None:
+        """The answer is complete, or was cut: leaving means nothing any more."""
+        self._over = True
+        await background.end([self._watching])
 
 
 async def _answer(scope: Scope, caller: Caller, headers: dict[bytes, bytes], body: bytes, send: Send) -> None:
@@ -122,8 +148,3 @@ async def _read(scope: Scope, receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _until_left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -78,12 +78,9 @@ class Limiter:
             return None
         tokens = estimate(request, context)
         permit = Permit(self, caller.key, deferred or secrets.token_hex(8), waits=not deferred)
-        asked = asyncio.ensure_future(self._script(*self._question(permit, limits, tokens)))
+        question = self._question(permit, limits, tokens)
         try:
-            answer = await asyncio.shield(asked)
-        except asyncio.CancelledError:
-            asked.add_done_callback(lambda done: self._undo(permit, done))
-            raise
+            answer = await self._script.unless_left(lambda _: self._undo(permit), *question)
         except redis.RedisError as e:
             log.warning("redis unavailable error=%s", type(e).__name__)
             self._owe(_settlement(permit, 0, served=False))  # it may have been counted all the same
@@ -137,13 +134,11 @@ class Limiter:
         if len(self._owed) < _MOST_OWED:
             self._owed.append(settlement)
 
-    def _undo(self, permit: Permit, asked: asyncio.Future[Any]) -> None:
-        """The caller left while Redis was being asked."""
-        if not asked.cancelled():
-            asked.exception()
-            task = asyncio.ensure_future(permit.give_back())
-            self._undoing.add(task)
-            task.add_done_callback(self._undoing.discard)
+    def _undo(self, permit: Permit) -> None:
+        """The caller left while Redis was being asked, which may have counted whatever it answered."""
+        task = asyncio.ensure_future(permit.give_back())
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
 
 
 def estimate(request: Request, context: int = 0) -> int:

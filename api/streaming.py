@@ -25,18 +25,11 @@ _TOO_LONG = re.compile(
 """What vLLM, llama.cpp and others say of a prompt that is too long. Programs heed the code."""
 
 
-async def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> AsyncGenerator[bytes, None]:
+def events(dispatcher: Dispatcher, job: InteractiveJob, first: bytes) -> AsyncGenerator[bytes, None]:
     """The whole stream. It ends with the engine's last event (``[DONE]``), or with one error event: never
     just so, since the official clients take a stream that simply stops for a success."""
-    seen = first.count(b"\n\n")
-    async with aclosing(dispatcher.follow(job)) as rest:
-        yield first
-        try:
-            async for data in rest:
-                seen += data.count(b"\n\n")
-                yield data
-        except JobError as e:
-            yield error_event(errors.of_job(e), job.request.path, seen)
+    told = lambda e, seen: error_event(errors.of_job(e), job.request.path, seen)  # noqa: E731 - it is short
+    return dispatcher.follow(job, first, told)
 
 
 async def waiting(dispatcher: Dispatcher, job: InteractiveJob) -> AsyncGenerator[bytes, None]:

@@ -1,6 +1,7 @@
 """Callers' paths."""
 
 from django.urls import path, re_path
+from django.views.decorators.http import require_safe
 
 from api import batches, files, jobs, metrics, usage_view, views
 from api.openapi import views as openapi
@@ -34,7 +35,7 @@ urlpatterns = [
     re_path(rf"^workers/(?P<node>[\w.-]+)/(?P<verb>{_NODE_VERBS})$", views.WorkerView.as_view()),
     path("cluster/status", views.ClusterStatusView.as_view()),
     path("schema", openapi.SchemaView.as_view()),
-    path("docs", openapi.DocsView.as_view()),
+    path("docs", require_safe(openapi.docs), name="docs"),
     path("metrics", metrics.MetricsView.as_view()),
     path("healthz", views.HealthView.as_view()),
     path("readyz", views.ReadyView.as_view()),

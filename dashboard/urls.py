@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from django.contrib import admin
 from django.urls import path, re_path
 
-from dashboard import join, playground
+from dashboard import join, playground, views
 
 urlpatterns: list[Any] = [
+    path("", admin.site.admin_view(views.index)),  # before the admin's own, which keeps the name admin:index
+    path("history", admin.site.admin_view(views.curves), name="dashboard-history"),
     path("playground/", playground.playground, name="playground"),
     path("playground/models", playground.models, name="playground-models"),
     path("playground/jobs/<str:job>", playground.job, name="playground-job"),

@@ -23,6 +23,7 @@ from channels.routing import URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 
 from api import gateway, job_socket, lean  # noqa: E402
+from dashboard import hub  # noqa: E402
 from gputorrent.access import Traced, TracedSocket  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
 from gputorrent.urls import websocket_urlpatterns  # noqa: E402
@@ -59,8 +60,10 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         return
     scope["state"][gateway.STATE] = here
     scope["state"][dispatch.STATE] = here.dispatcher
+    dashboard = scope["state"][hub.STATE] = hub.Hub(here.dispatcher)
     await send({"type": "lifespan.startup.complete"})
     await receive()
+    await dashboard.stop()
     await here.stop()
     await send({"type": "lifespan.shutdown.complete"})
 

@@ -31,7 +31,7 @@ UNFOLD: dict[str, Any] = {
     "SITE_HEADER": "GPU Torrent",
     "SITE_SYMBOL": "hub",
     "SHOW_VIEW_ON_SITE": False,
-    "SCRIPTS": [_file("dashboard/access.js")],
+    "SCRIPTS": [_file("dashboard/access.js"), _file("backoffice/times.js")],
     "STYLES": [_file("dashboard/access.css")],
     "COLORS": {
         "primary": {  # a blue that white text can be read on
@@ -76,6 +76,7 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     _rows("Jobs", "list_alt", "jobs.job"),
                     _rows("Batches", "stacks", "jobs.batch"),
+                    _rows("Files", "description", "jobs.storedfile"),
                 ],
             },
             {
@@ -85,6 +86,16 @@ UNFOLD: dict[str, Any] = {
                     _rows("API keys", "key", "api.apikey"),
                     _rows("Usage", "bar_chart", "api.usage"),
                     _rows("Users", "group", "auth.user"),
+                    _rows("Groups", "groups", "auth.group"),
+                ],
+            },
+            {
+                "title": "System",
+                "separator": True,
+                "items": [
+                    _page("Queues", "queue", "django_rq:home"),
+                    _page("API reference", "api", "docs"),
+                    _rows("Log", "receipt_long", "admin.logentry"),
                 ],
             },
         ],

@@ -1,7 +1,7 @@
 """The one Redis client of the coordinator, blocking and async.
 
 Everything here raises `redis.exceptions.RedisError`; callers at a border turn it into what their side
-understands. The async side has `Pipe`, which gathers the commands of one turn of the event loop into a
+understands. The async side has `gputorrent.pipe`, which gathers the commands of one turn of the loop into a
 single write: a thousand requests at once share one connection instead of opening a thousand.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
+import hashlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,8 +22,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
-ANSWER_SECONDS = 2.5
-"""How long one command may take before the request in front of it is refused with 503."""
+from gputorrent.pipe import ANSWER_SECONDS, Pipe
+
+__all__ = ["ANSWER_SECONDS", "Pipe", "Script", "asynchronous", "blocking", "piped"]
 
 # A connection that was cut while idle is made anew. After a time-out there is no second try: a frozen server
 # would cost every caller twice as long.
@@ -53,55 +55,6 @@ def asynchronous(*, answer_seconds: float | None = ANSWER_SECONDS) -> redis.asyn
     )
 
 
-class Pipe:
-    """Commands given in one turn of the loop go out together, in order, over one connection.
-
-    While one batch is under way the next gathers, so the cost of a trip is shared the more the busier it
-    is, and nothing waits on a timer. Commands are not a transaction.
-    """
-
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._client = client
-        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    def send(self, *command: Any) -> asyncio.Future[Any]:
-        """Queue a command. The future gives its answer or raises its `RedisError`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((command, future))
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._drain())
-        return future
-
-    async def _drain(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            pipe = self._client.pipeline(transaction=False)
-            for command, _ in batch:
-                pipe.execute_command(*command)
-            try:
-                answers = await pipe.execute(raise_on_error=False)
-            except (redis.RedisError, OSError) as e:
-                failure = e if isinstance(e, redis.RedisError) else RedisConnectionError(str(e))
-                if isinstance(e, redis.TimeoutError):
-                    # What gathered meanwhile has waited as well: nobody waits for two time-outs.
-                    batch, self._waiting = batch + self._waiting, []
-                answers = [failure] * len(batch)
-            except BaseException:
-                for _, future in batch:
-                    future.cancel()
-                raise
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, BaseException):
-                    future.set_exception(answer)
-                    future.exception()  # a caller that has left must not raise "never retrieved"
-                else:
-                    future.set_result(answer)
-
-
 @asynccontextmanager
 async def piped() -> AsyncIterator[Pipe]:
     """A `Pipe` of its own, for as long as the block lasts: for tasks, whose event loops are short."""
@@ -116,15 +69,43 @@ class Script:
     """A Lua script called by its hash over a `Pipe`; loaded again when Redis has forgotten it."""
 
     def __init__(self, pipe: Pipe, source: str) -> None:
-        import hashlib
-
         self._pipe = pipe
         self._source = source
         self._sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, *arguments: Any) -> Any:
         """Run with no KEYS: our scripts build their keys, so Redis Cluster is not supported."""
+        return await self.ask(*arguments)
+
+    def ask(self, *arguments: Any, late: Callable[[Any], None] | None = None) -> asyncio.Future[Any]:
+        """The same, under way at once and without a task. Cancelling the future, or whoever waits for it,
+        does not stop the script: what it answers all the same (or the exception) is handed to `late`."""
+        asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def heard(answer: asyncio.Future[Any]) -> None:
+            error = None if answer.cancelled() else answer.exception()
+            if isinstance(error, NoScriptError):
+                self._pipe.send("EVAL", self._source, 0, *arguments).add_done_callback(heard)
+            elif asked.done():
+                if late and not answer.cancelled():
+                    late(error or answer.result())
+            elif answer.cancelled():
+                asked.cancel()
+            elif error:
+                asked.set_exception(error)
+                asked.exception()  # a caller that has left must not raise "never retrieved"
+            else:
+                asked.set_result(answer.result())
+
+        self._pipe.send("EVALSHA", self._sha, 0, *arguments).add_done_callback(heard)
+        return asked
+
+    async def unless_left(self, late: Callable[[Any], None], *arguments: Any) -> Any:
+        """As a call. Whoever is cancelled while it waits leaves the answer, whenever it comes, to `late`."""
+        asked = self.ask(*arguments, late=late)
         try:
-            return await self._pipe.send("EVALSHA", self._sha, 0, *arguments)
-        except NoScriptError:
-            return await self._pipe.send("EVAL", self._source, 0, *arguments)
+            return await asked
+        except asyncio.CancelledError:
+            if asked.done() and not asked.cancelled():  # both came in one turn of the loop
+                late(asked.exception() or asked.result())
+            raise

@@ -5,7 +5,6 @@ Precedence: environment, then the default below. `python manage.py check` says w
 
 from __future__ import annotations
 
-import datetime
 import os
 import secrets
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
 
+from gputorrent.logins import *  # noqa: F403 - settings
 from gputorrent.looks import UNFOLD  # noqa: F401 - a setting
 
 # -- helpers of this file ------------------------------------------------------------------------------
@@ -108,6 +108,7 @@ USE_TZ = True
 
 INSTALLED_APPS = [
     "unfold",  # before the admin, whose templates it replaces
+    "unfold.contrib.filters",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -166,14 +167,6 @@ AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesStandaloneBackend",
     "django.contrib.auth.backends.ModelBackend",
 ]
-# Who gets a password wrong five times waits a quarter of an hour: a name at an address, or else anybody could
-# lock the operator out, and one colleague a whole office.
-AXES_FAILURE_LIMIT = 5
-AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
-AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
-AXES_RESET_ON_SUCCESS = True
-AXES_VERBOSE = False
-AXES_ENABLE_ADMIN = False
 
 STATIC_URL = "/static/"
 SERVESTATIC_USE_FINDERS = True  # straight from the packages: nothing to collect first
@@ -182,6 +175,12 @@ SERVESTATIC_AUTOREFRESH = False
 # Behind a proxy that ends TLS: cookies travel over HTTPS only, and the proxy's word on the scheme is taken.
 HTTPS = _flag("GPUTORRENT_HTTPS", False)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = int(_number("GPUTORRENT_HSTS_SECONDS", 86400)) if HTTPS else 0
+"""How long browsers are to remember that there is HTTPS here; 0: not at all."""
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W008", "security.W021"]
+# Sending HTTP on to HTTPS is the proxy's; agents and probes may use the port behind it. Other names of the
+# domain, and browsers' lists, are not ours to decide on.
+SESSION_COOKIE_AGE = int(_number("GPUTORRENT_SESSION_SECONDS", 12 * 3600, 60))
 SESSION_COOKIE_HTTPONLY = True
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SECURE_CONTENT_TYPE_NOSNIFF = True
@@ -259,6 +258,7 @@ CHANNEL_LAYERS = {
 # JSON on both sides: whoever could write a pickle into these queues could run any code. Our `jobworker`
 # command gives its workers the same serializer, which django-rq's own `rqworker` would not.
 # The time-outs are for the admin's pages.
+RQ_SHOW_ADMIN_LINK = False  # its pages are in `jobs.queue_pages`
 _RQ_URL = REDIS_URL + ("&" if "?" in REDIS_URL else "?") + "socket_timeout=2.5&socket_connect_timeout=2.5"
 RQ_QUEUES = {
     name: {"URL": _RQ_URL, "DEFAULT_TIMEOUT": 120, "SERIALIZER": "rq.serializers.JSONSerializer"}
@@ -371,8 +371,6 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "0.1.0",
     "OAS_VERSION": "3.1.1",
     "POSTPROCESSING_HOOKS": ["api.openapi.inspector.add_components"],
-    "SWAGGER_UI_DIST": "SIDECAR",  # from our own static files: a closed network has no CDN
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
 
 # -- logs ----------------------------------------------------------------------------------------------
@@ -390,6 +388,7 @@ LOGGING = {
     "root": {"handlers": ["console"], "level": _text("GPUTORRENT_LOG_LEVEL", "INFO")},
     "loggers": {
         "rq": {"level": "WARNING"},
+        "axes": {"level": "WARNING"},
         "httpx": {"level": "WARNING"},
         "django.request": {"level": "ERROR"},
     },

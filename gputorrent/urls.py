@@ -7,6 +7,9 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from dashboard.consumer import DashboardConsumer
+from jobs import queue_pages
+
 admin.site.site_header = admin.site.site_title = "GPU Torrent"
 admin.site.index_title = "Cluster"
 
@@ -21,13 +24,15 @@ urlpatterns = [
     path("", include("api.urls")),
     path("", include("nodes.urls")),
     path("", include("jobs.urls")),
-    path("admin/django-rq/", include("django_rq.urls")),
+    path("admin/django-rq/", include(queue_pages.included)),
     path("admin/", include("dashboard.urls")),
     path("admin/", admin.site.urls),
     path("", RedirectView.as_view(pattern_name="admin:index")),
 ]
 
-websocket_urlpatterns: list[Any] = []
+websocket_urlpatterns: list[Any] = [
+    path("ws/dashboard", DashboardConsumer.as_asgi()),
+]
 
 handler400 = "api.views.bad_request"
 handler404 = "api.views.no_such_path"

@@ -373,6 +373,5 @@ def _fail(job: Job, code: str, message: str) -> bool:
         Move.FAIL,
         finished_at=timezone.now(),
         error_code=code,
-        error_message=message[:500],
-        request=None,
+        error_message=message[:500],  # its request is kept for a while: see jobs.retrying
     )

@@ -300,7 +300,8 @@ def _collect(batch: Batch) -> int:
         _write(batch, "output_file", answers)
         _write(batch, "error_file", failures)
         BatchLine.objects.filter(pk__in=[line.pk for line in (*good, *bad)]).delete()
-        Job.objects.filter(pk__in=list(jobs), result__isnull=False).update(result=None)
+        kept = Job.objects.filter(pk__in=list(jobs)).exclude(request=None, result=None)
+        kept.update(request=None, result=None)  # the batch's own file has the request
     return len(good) + len(bad)
 
 

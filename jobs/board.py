@@ -7,6 +7,7 @@ What an attempt's end says of its place, and of the request, is part of its rele
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -116,12 +117,14 @@ class Board:
         tried: Iterable[str] = (),
         only: frozenset[str] | None = None,
         others: Callable[[], Sequence[str]] | None = None,
+        late: Callable[[Placed | Waiting | Full], None] = lambda answer: None,
     ) -> Placed | Waiting | Full:
         """Take a slot on the first node of `order` that has one and deliver the work there; else wait.
 
         A job that waits is never given to a node in `tried`, nor to one that is not in `only` (None: any).
         `others` tells the nodes that come after those of `order`, where there are more: they are asked for
         when none of these has a free slot, and then a second step looks at all.
+        `late` hears the answer if whoever asked was cancelled meanwhile: what was done must still be undone.
 
         Asynchronous jobs may fill half of each bound only: their queue is the ledger, and callers who wait
         must find room.
@@ -143,15 +146,16 @@ class Board:
             f" {' '.join(tried)} ",
             "" if only is None else _listed(only),
         )
-        answer = await self._script("reserve", *given, int(others is not None), *order)
+
+        def heard(told: Any) -> None:
+            if not isinstance(told, Exception) and told[0] != b"more":
+                late(_reserved(told))
+
+        ask = self._script.unless_left
+        answer = await ask(heard, "reserve", *given, int(others is not None), *order)
         if answer[0] == b"more" and others:
-            answer = await self._script("reserve", *given, 0, *order, *others())
-        kind = answer[0]
-        if kind == b"placed":
-            return Placed(answer[1].decode())
-        if kind == b"waiting":
-            return Waiting(int(answer[1]), _seconds(answer[2]))
-        return Full(int(answer[1]), _seconds(answer[2]), Bound(answer[3].decode()))
+            answer = await ask(heard, "reserve", *given, 0, *order, *others())
+        return _reserved(answer)
 
     async def release(
         self,
@@ -167,12 +171,17 @@ class Board:
         The verdict counts for the place's breaker. With a fingerprint, a fault is a strike on that request,
         and a success clears its strikes.
         """
+        return released(await self.release_soon(node, model, job, attempt, verdict, fingerprint))
+
+    def release_soon(
+        self, node: str, model: str, job: str, attempt: int, verdict: Verdict, fingerprint: str
+    ) -> asyncio.Future[Any]:
+        """The same, under way at once; what the future gives, `released` can read."""
         limits = () if verdict in {Verdict.NOTHING, Verdict.OK} else _limits()
         ref = f"{job}:{attempt}"
-        answer = await self._script(
+        return self._script.ask(
             "release", node, model, ref, settings.NODE_BYTES, verdict, fingerprint, *limits
         )
-        return Released(bool(answer[0]), int(answer[2]))
 
     async def leave(self, job: str) -> bool:
         """Take a waiting job off the board. Returns whether it waited."""
@@ -249,6 +258,20 @@ class Board:
 
     async def overdue(self) -> list[str]:
         return [job.decode() for job in await self._script("overdue")]
+
+
+def released(answer: Any) -> Released:
+    """What `Board.release_soon` was answered."""
+    return Released(bool(answer[0]), int(answer[2]))
+
+
+def _reserved(answer: Any) -> Placed | Waiting | Full:
+    kind = answer[0]
+    if kind == b"placed":
+        return Placed(answer[1].decode())
+    if kind == b"waiting":
+        return Waiting(int(answer[1]), _seconds(answer[2]))
+    return Full(int(answer[1]), _seconds(answer[2]), Bound(answer[3].decode()))
 
 
 @lru_cache(maxsize=64)

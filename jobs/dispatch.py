@@ -10,8 +10,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
@@ -19,7 +19,8 @@ from django.conf import settings
 
 from gputorrent.redis import Pipe, asynchronous
 from jobs import breaker, counting, interactive, metrics, routing
-from jobs.board import Board, Full, Placed, Released, Waiting
+from jobs.board import Board, Full, Placed, Waiting, released
+from jobs.effects import Effects
 from jobs.errors import (
     BrokerUnavailable,
     Cancelled,
@@ -64,7 +65,7 @@ class Dispatcher:
         self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
         self.jobs: dict[str, InteractiveJob] = {}
         self._load_asked: dict[tuple[str, str], float] = {}
-        self._effects: set[asyncio.Task[Any]] = set()
+        self._effect = Effects()
 
     async def start(self) -> None:
         """Open the wire. Raises `redis.RedisError` when Redis is away."""
@@ -75,13 +76,13 @@ class Dispatcher:
         """End what is left, write the records, close the wire."""
         for job in list(self.jobs.values()):
             self.abandon(job)
-        if self._effects:
-            await asyncio.wait(self._effects, timeout=2.0)
+        await self._effect.over(2.0)
         for job in list(self.jobs.values()):
             self._forget(job)  # abandoned above, and nobody is left to hear how its node takes it
         await self.mailbox.stop()
         await self.recorder.stop()
-        await self._quietly(self.metrics.flush())
+        with suppress(redis.RedisError):
+            await self.metrics.flush()
         await self._client.aclose()
 
     # -- the verbs -----------------------------------------------------------------------------
@@ -130,15 +131,23 @@ class Dispatcher:
             self.abandon(job)
             raise
 
-    async def follow(self, job: InteractiveJob) -> AsyncGenerator[bytes, None]:
-        """What comes after the first chunk, to the end. Raises `UpstreamFailed` when it breaks off.
+    async def follow(
+        self, job: InteractiveJob, first: bytes = b"", told: Callable[[JobError, int], bytes] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The first chunk if it is given, and what comes after it, to the end. Where that breaks off: what
+        `told` makes of the error and the number of events before it, or without `told` the error.
 
-        Closing the iterator early is the caller leaving.
+        Closing the iterator early is the caller leaving. Every token passes here, so no generator stands
+        around this one.
         """
+        seen = first.count(b"\n\n")
         try:
+            if first:
+                yield first
             while True:
                 event = await job.next()
                 if isinstance(event, Chunk):
+                    seen += event.data.count(b"\n\n")
                     yield event.data
                 elif isinstance(event, Done):
                     self._finished(job, event)
@@ -149,6 +158,10 @@ class Dispatcher:
                     self.settle(job)
                     self._end(job, Move.FAIL, code=error.code, message=str(error))
                     raise error
+        except JobError as e:
+            if told is None:
+                raise
+            yield told(e, seen)
         finally:
             if not job.ended:
                 self.abandon(job)
@@ -255,8 +268,8 @@ class Dispatcher:
         )
         place = decision if isinstance(decision, routing.Place) else routing.NOWHERE
         turn = self.outlook.spreading.take(request.model, place.order)
-        reservation = asyncio.ensure_future(
-            self.board.reserve(
+        try:
+            answer = await self.board.reserve(
                 work,
                 [scored.node for scored in place.order],
                 tenant=request.tenant,
@@ -265,14 +278,8 @@ class Dispatcher:
                 tried=tried | decision.barred,
                 only=request.only,
                 others=place.later,
+                late=lambda told: self._reserved_too_late(job, told),
             )
-        )
-        try:
-            answer = await asyncio.shield(reservation)
-        except asyncio.CancelledError:
-            # The caller left while the board was being asked: what it answers must still be undone.
-            reservation.add_done_callback(lambda done: self._reserved_too_late(job, done))
-            raise
         except redis.RedisError as e:
             log.warning("redis unavailable error=%s job=%s", type(e).__name__, job.id)
             job.attempt_over("not_placed", "the broker is unavailable")
@@ -291,12 +298,11 @@ class Dispatcher:
     def _placed(self, job: InteractiveJob, node: str) -> None:
         job.on_placed(node, self.outlook.placed(node, job.request.model))
 
-    def _reserved_too_late(self, job: InteractiveJob, reservation: asyncio.Future[Any]) -> None:
-        if not reservation.cancelled() and reservation.exception() is None:
-            answer = reservation.result()
-            if isinstance(answer, Placed):
-                self._placed(job, answer.node)
-            self.stop_left(job)
+    def _reserved_too_late(self, job: InteractiveJob, answer: Placed | Waiting | Full) -> None:
+        """The caller left while the board was being asked: what it did must still be undone."""
+        if isinstance(answer, Placed):
+            self._placed(job, answer.node)
+        self.stop_left(job)
 
     def ask_to_load(self, node: str, model: str) -> None:
         """Tell a node to load a model, at most once in a few seconds however many wait for it."""
@@ -327,17 +333,17 @@ class Dispatcher:
             # Whatever was on that engine comes back now: not all at once, so that one request which kills
             # engines does not take the same company along to the next. And it may have had its strikes.
             if settled:
-                await asyncio.shield(settled)
+                await asyncio.wait({settled})
             await asyncio.sleep(random.uniform(0, _APART_SECONDS))  # noqa: S311 - jitter
         like = sum(1 for t in job.tries if t.outcome == outcome)
         if like > 1:
             await asyncio.sleep(random.uniform(0.5, 1.0) * 0.1 * 2**like)  # noqa: S311 - jitter
 
-    def settle(self, job: InteractiveJob) -> asyncio.Task[None] | None:
+    def settle(self, job: InteractiveJob) -> asyncio.Future[Any] | None:
         """Give back the slot of an attempt that is over, once; if its node may still be at it, say stop.
 
         The watch asks too: a caller who reads slowly hears of the end late, and holds no slot till then.
-        Returns the task that gives the slot back, if there is one to give.
+        Returns the future of the slot given back, if there is one to give.
         """
         if job.settled == job.attempt:
             return None
@@ -349,14 +355,17 @@ class Dispatcher:
             self._effect(self.board.leave(job.id))
             return None
         self.outlook.left(node, job.request.model)
-        return self._effect(self._release(job.request, node, job.id, job.attempt, job.current.outcome))
+        outcome = job.current.outcome
+        suspect, verdict = self.outlook.suspect(job.request, outcome), breaker.verdict(outcome)
+        given_back = self.board.release_soon(node, job.request.model, job.id, job.attempt, verdict, suspect)
+        if suspect:
+            given_back.add_done_callback(lambda done: self._struck(suspect, done))
+        return self._effect(given_back)
 
-    async def _release(self, request: Request, node: str, job: str, attempt: int, outcome: str) -> None:
-        """Give a slot back with what the outcome says of the place, and of the request."""
-        suspect, verdict = self.outlook.suspect(request, outcome), breaker.verdict(outcome)
-        released: Released = await self.board.release(node, request.model, job, attempt, verdict, suspect)
-        if released.strikes:
-            self.outlook.struck(suspect, released.strikes)
+    def _struck(self, suspect: str, done: asyncio.Future[Any]) -> None:
+        """What the board counted against the request, as it gave its slot back."""
+        if not done.cancelled() and not done.exception() and (strikes := released(done.result()).strikes):
+            self.outlook.struck(suspect, strikes)
 
     # -- ending --------------------------------------------------------------------------------------
 
@@ -385,16 +394,6 @@ class Dispatcher:
             if job.over:
                 self._effect(job.over(job))
 
-    def _effect(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> asyncio.Task[None]:
-        """Do something whose answer nobody waits for. A failure is healed by the watch's recount."""
-        task = asyncio.ensure_future(self._quietly(effect))
-        self._effects.add(task)
-        task.add_done_callback(self._effects.discard)
-        return task
 
-    @staticmethod
-    async def _quietly(effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
-        try:
-            await effect
-        except redis.RedisError as e:
-            log.warning("redis unavailable error=%s", type(e).__name__)
+def _in_words(event: Failed | Lost) -> str:
+    return event.message or str(event.outcome).replace("_", " ")

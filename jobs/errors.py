@@ -95,3 +95,23 @@ class KeyRevoked(JobError):
 
     def __init__(self, message: str = "The API key was revoked, or has expired.") -> None:
         super().__init__(message)
+
+
+_OF_RECORDS_ALONE = (
+    "all_tried",
+    "coordinator_lost",
+    "expired",
+    "never_fits",
+    "rejected_by_engine",
+    "unknown_model",
+)
+
+
+def error_codes() -> list[str]:
+    """Every code that a job's record may have."""
+    found, look = set(_OF_RECORDS_ALONE), [JobError]
+    while look:
+        kind = look.pop()
+        found.add(kind.code)
+        look += kind.__subclasses__()
+    return sorted(found)

@@ -146,15 +146,17 @@ class Mailbox:
 
     async def _read_forever(self, client: redis.asyncio.Redis) -> None:
         key, cursor = reply_key(self.web), "0-0"
+        pipe = Pipe(client, ANSWER_SECONDS + _BLOCK_MS / 1000)
         read: list[bytes] = []
         pause = 0.05
         while True:
             try:
-                pipe = client.pipeline(transaction=False)
-                if read:
-                    pipe.execute_command("XDEL", key, *read)
-                pipe.execute_command("XREAD", "COUNT", _PER_READ, "BLOCK", _BLOCK_MS, "STREAMS", key, cursor)
-                answer = (await pipe.execute())[-1]
+                deleted = pipe.send("XDEL", key, *read) if read else None
+                answer = await pipe.send(
+                    "XREAD", "COUNT", _PER_READ, "BLOCK", _BLOCK_MS, "STREAMS", key, cursor
+                )
+                if deleted is not None:
+                    deleted.result()
                 pause, read = 0.05, []
             except (redis.RedisError, OSError) as e:
                 log.warning(

@@ -163,12 +163,18 @@ async def recent(pipe: Pipe) -> tuple[dict[Series, int], float]:
     seconds, microseconds = await pipe.send("TIME")
     now = int(seconds) + int(microseconds) / 1e6
     step, steps = int(now // STEP_SECONDS), 60 // STEP_SECONDS
-    answers = await asyncio.gather(*(pipe.send("HGETALL", f"{RECENT}{step - i}") for i in range(steps + 1)))
+    windows = await asyncio.gather(*(window(pipe, step - i) for i in range(steps + 1)))
     added: dict[Series, int] = {}
-    for answer in answers:
-        for series, by in _decoded(answer).items():
+    for counts in windows:
+        for series, by in counts.items():
             added[series] = added.get(series, 0) + by
     return added, 60 + now - step * STEP_SECONDS
+
+
+async def window(pipe: Pipe, number: int) -> dict[Series, int]:
+    """The counts of the `number`-th five seconds since the epoch (Redis's clock); kept for two minutes, and
+    final once these seconds are over. Raises `redis.RedisError`."""
+    return _decoded(await pipe.send("HGETALL", f"{RECENT}{number}"))
 
 
 def _decoded(answer: dict[bytes, bytes] | list[bytes]) -> dict[Series, int]:

@@ -63,8 +63,8 @@ class Job(models.Model):
     error_code = models.CharField(max_length=60, blank=True)
     error_message = models.CharField(max_length=500, blank=True)
 
-    # Kept for asynchronous jobs only: the request until the end, the result until a while after its owner
-    # has first read it, or its time is over.
+    # Kept for asynchronous jobs only: the request until it has its answer (for a while, if it got none), the
+    # result until a while after its owner has first read it, or its time is over.
     request = models.BinaryField(null=True, blank=True, editable=False)
     result = models.BinaryField(null=True, blank=True, editable=False)
     result_read_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -80,6 +80,11 @@ class Job(models.Model):
                 fields=["finished_at", "result_read_at"],
                 condition=models.Q(result__isnull=False),
                 name="jobs_with_a_result",
+            ),
+            models.Index(
+                fields=["finished_at"],
+                condition=models.Q(request__isnull=False),
+                name="jobs_with_a_request",
             ),
         ]
 

@@ -35,15 +35,17 @@ def _expire_pending(created_before: datetime.datetime) -> int:
             Move.EXPIRE,
             finished_at=timezone.now(),
             error_code="expired",
-            error_message="no node took it in time",
-            request=None,
+            error_message="no node took it in time",  # its request is kept for a while: see jobs.retrying
         )
         for job in waiting[:1000]
     )
 
 
 def drop_results(finished_before: datetime.datetime, read_before: datetime.datetime) -> int:
-    """Drop results whose time is over, and those that were read a while ago. Returns how many."""
+    """Drop results whose time is over, and those that were read a while ago; and, when a result's time would
+    be over, the requests of what failed. Returns how many results."""
+    ended = Job.objects.filter(finished_at__lt=finished_before, request__isnull=False)
+    ended.exclude(state__in=[JobState.PENDING, JobState.RUNNING]).update(request=None)
     over = Q(finished_at__lt=finished_before) | Q(result_read_at__lt=read_before)
     return Job.objects.filter(over, result__isnull=False).update(result=None)
 

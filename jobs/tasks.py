@@ -27,6 +27,7 @@ from gputorrent.redis import blocking
 from jobs import asynchronous, files, pruning, retention, sweeping
 from jobs import batches as batch_turns
 from nodes import registry, samples
+from nodes.backoffice import logins
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ QUEUES = ("maintenance", "routing")
 _RETRY_SECONDS = [1, 2, 4, 8, 15, 30]
 _TIDY_EVERY = 12  # sweeps
 _BATCHES_EVERY = 1.0  # seconds; with so many of a batch's jobs under way, this bounds how fast it can be
+
+PERIODIC: list[tuple[Callable[[], Any], float]] = []
+"""What rooms above this one have done now and then: a task and its seconds, added when the app is ready."""
 
 
 def queue(name: str) -> Queue:
@@ -71,6 +75,7 @@ def enqueue_periodic() -> None:
         (sweep, settings.SWEEP_SECONDS),
         (tidy, _TIDY_EVERY * settings.SWEEP_SECONDS),
         (batches, min(_BATCHES_EVERY, settings.SWEEP_SECONDS)),
+        *PERIODIC,
     ):
         name = task.__name__
         # A little less, so that the next tick of the same clock is not just too early.
@@ -164,7 +169,8 @@ def sweep() -> dict[str, int]:
 def tidy() -> dict[str, int]:
     """What is too old, roll-ups of the nodes' figures, left-over keys."""
     samples.thin()
-    done = {"expired": retention.tidy(), "files": files.tidy(), "left_over": async_to_sync(pruning.clear)()}
+    done = {"expired": retention.tidy(), "files": files.tidy(), "logins": logins.tidy()}
+    done["left_over"] = async_to_sync(pruning.clear)()
     return _said("tidy", done)
 
 

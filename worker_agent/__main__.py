@@ -5,9 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from worker_agent import agent, log, settings
 from worker_agent.errors import AgentError
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    """On uvloop where it is installed (vLLM brings it): every token passes through this loop."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serving)
+    else:
+        uvloop.run(serving)
 
 
 def main() -> int:
@@ -15,7 +27,7 @@ def main() -> int:
     told = settings.read(sys.argv[1:], os.environ)
     log.set_up(as_json=told.log_json)
     try:
-        asyncio.run(agent.serve(told))
+        _run(agent.serve(told))
     except AgentError as error:
         print(f"worker_agent: {error}", file=sys.stderr)
         return 1

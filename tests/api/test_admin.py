@@ -84,11 +84,23 @@ def test_its_list_searches_filters_and_pages_open(admin_client, rows, model):
             assert admin_client.get(page, {"q": word}).status_code == 200
     shown = admin_client.get(page).content.decode()
     queries = {q for q in re.findall(r'href="\?([^"]+)"', shown) if "_facets" not in q}
-    assert queries or not options.list_filter
-    for query in queries:
+    choices = filter_choices(shown)
+    assert choices or queries or not options.list_filter
+    for query in (*queries, *choices):
         assert admin_client.get(f"{page}?{query.replace('&amp;', '&')}").status_code == 200, query
     for row in model.objects.all()[:5]:
         assert admin_client.get(url(model, "change", row.pk)).status_code == 200
+
+
+def filter_choices(page: str) -> set[str]:
+    """What the filters of a list offer, as queries."""
+    selects = re.findall(r'<select name="(\w+)"[^>]*>(.*?)</select>', page, re.DOTALL)
+    return {
+        f"{name}={value}"
+        for name, options in selects
+        for value in re.findall(r'<option value="([^"]+)"', options)
+        if name != "action"
+    }
 
 
 def test_the_front_page_opens_and_nobody_gets_in_without_logging_in(admin_client, client, rows):
@@ -97,14 +109,17 @@ def test_the_front_page_opens_and_nobody_gets_in_without_logging_in(admin_client
         assert client.get(url(model, "changelist")).status_code == 302
 
 
-def act(client, model, action: str, *rows) -> str:
-    answer = client.post(
-        url(model, "changelist"),
-        {"action": action, "_selected_action": [row.pk for row in rows]},
-        follow=True,
-    )
+def ask(client, model, action: str, *rows, **more) -> str:
+    """Choose an action in the list; the page that comes of it."""
+    form = {"action": action, "_selected_action": [row.pk for row in rows], **more}
+    answer = client.post(url(model, "changelist"), form, follow=True)
     assert answer.status_code == 200
     return answer.content.decode()
+
+
+def act(client, model, action: str, *rows) -> str:
+    """Choose an action, and confirm it."""
+    return ask(client, model, action, *rows, confirmed="yes")
 
 
 def test_drain_resume_and_revoke_change_the_node_and_are_logged(admin_client, admin_user, rows):
@@ -157,7 +172,7 @@ def test_who_may_only_look_cannot_steer(viewer, rows, action):
 
 def test_who_may_only_look_cannot_revoke_keys_or_tokens(viewer, rows):
     act(viewer, ApiKey, "revoke_keys", *ApiKey.objects.all())
-    act(viewer, EnrolmentToken, "revoke_tokens", *EnrolmentToken.objects.all())
+    act(viewer, EnrolmentToken, "revoke", *EnrolmentToken.objects.all())
     assert not ApiKey.objects.exclude(revoked_at=None).exists()
     assert not EnrolmentToken.objects.exclude(revoked_at=None).exists()
 
@@ -221,7 +236,7 @@ def test_a_token_made_in_the_admin_is_shown_once(admin_client):
     assert "gte-" not in admin_client.get(url(EnrolmentToken, "change", row.pk)).content.decode().replace(
         row.prefix, ""
     )
-    act(admin_client, EnrolmentToken, "revoke_tokens", row)
+    act(admin_client, EnrolmentToken, "revoke", row)
     assert EnrolmentToken.objects.get().revoked_at
 
 

@@ -86,8 +86,8 @@ class Desk:
     async def settled(self) -> None:
         """Until the effects under way have been done."""
         await asyncio.sleep(0)
-        while self.dispatcher._effects:
-            await asyncio.gather(*self.dispatcher._effects)
+        while under_way := set(self.dispatcher._effect._under_way):
+            await asyncio.wait(under_way)
 
     async def held(self) -> int:
         """Slots taken on the board."""

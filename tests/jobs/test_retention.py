@@ -37,6 +37,18 @@ def test_results_go_a_while_after_they_were_read_or_when_their_time_is_over(sett
     assert [kept(job) for job in (unread, old, just_read, read)] == [True, False, True, False]
 
 
+def test_the_request_of_a_failed_job_is_kept_as_long_as_a_result_would_be(settings):
+    settings.RESULT_TTL_SECONDS = 3600
+    failed = {"state": JobState.FAILED, "request": b"{}", "result": None}
+    young = finished(**failed, finished_at=ago(minutes=59))
+    old = finished(**failed, finished_at=ago(minutes=61))
+    waiting = finished(state=JobState.PENDING, request=b"{}", result=None)
+    retention.tidy()
+    left = {job.pk for job in Job.objects.exclude(request=None)}
+    assert left == {young.pk, waiting.pk}
+    assert old.pk not in left
+
+
 def test_old_jobs_go_with_their_attempts_some_at_a_time():
     young = [finished(finished_at=ago(minutes=59)), Job.objects.create(id=new_job_id(), model="m")]
     oldest_first = [finished(finished_at=ago(hours=20 - n)) for n in range(5)]

@@ -153,7 +153,7 @@ def test_who_has_waited_for_days_expires_and_leaves_the_board(wire, node, settin
     assert tasks.tidy()["expired"] == 1
     sweep()
     row = Job.objects.get(pk=job.pk)
-    assert (row.state, row.error_code, row.request) == (JobState.EXPIRED, "expired", None)
+    assert (row.state, row.error_code) == (JobState.EXPIRED, "expired")
     assert on_board("position", job.id) is None
     assert not wire.exists(f"gt:board:wait:{job.id}")
 

@@ -199,7 +199,7 @@ def test_a_sweep_marks_silent_nodes_and_never_piles_up(wire, node):
     for _ in range(20):  # by several workers' clocks
         tasks.enqueue_periodic()
         wire.delete("gt:due:sweep")
-    assert sorted(django_rq.get_queue("maintenance").job_ids) == ["batches", "sweep", "tidy"]
+    assert sorted(django_rq.get_queue("maintenance").job_ids) == ["batches", "sample", "sweep", "tidy"]
     worker()
     assert Node.objects.get().state == NodeState.UNHEALTHY
 

@@ -1,0 +1,1 @@
+"""How much of an engine's speed is left behind a gateway: ``make bench``."""

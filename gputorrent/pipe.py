@@ -1,0 +1,200 @@
+"""Redis commands of one process over one connection, without redis-py on the way of each.
+
+redis-py opens the connection (address, TLS, AUTH, the hand-shake); then its socket is taken over. Its own
+pipeline was the largest single part of a request's profile, most of it for what we never use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, NamedTuple
+
+import hiredis
+import redis
+import redis.asyncio
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+
+ANSWER_SECONDS = 2.5
+"""How long one command may take before the request in front of it is refused with 503."""
+
+_MORE: Any = object()
+
+
+class _Asked(NamedTuple):
+    name: Any
+    packed: bytes
+    future: asyncio.Future[Any]
+    again: bool  # it was sent before, over a connection that broke
+
+
+class Pipe:
+    """Commands given in one turn of the loop go out together, in order, in a single write.
+
+    While one batch is under way the next gathers, so the cost of a trip is shared the more the busier it
+    is, and nothing waits on a timer: one looks after the whole connection. Commands are not a transaction.
+
+    A batch whose connection breaks is sent once more, over a new one (it may have been cut while it was
+    idle). After a time-out there is no second try: a frozen server would cost every caller twice as long.
+    `client` opens the connection, and closing it closes the pipe.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, answer_seconds: float = ANSWER_SECONDS) -> None:
+        self._client, self._answer_seconds = client, answer_seconds
+        self._callbacks = client.response_callbacks
+        self._waiting: list[_Asked] = []
+        self._sent: deque[_Asked] = deque()
+        self._line: _Line | None = None
+        self._soon = False  # a write is about to happen, or a connection to be opened
+        self._opening: asyncio.Task[None] | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def send(self, *command: Any) -> asyncio.Future[Any]:
+        """Queue a command. The future gives its answer or raises its `RedisError`.
+
+        Raises TypeError for an argument that is neither text, bytes nor a number.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append(_Asked(command[0], hiredis.pack_command(command), future, False))
+        if not self._sent and not self._soon:
+            self._soon = True
+            loop.call_soon(self._write)
+        return future
+
+    # -- out -----------------------------------------------------------------------------------------
+    def _write(self) -> None:
+        self._soon = False
+        if self._sent or not self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        if self._line is None:
+            self._soon = True
+            self._opening = loop.create_task(self._open())
+            return
+        self._sent.extend(self._waiting)
+        self._waiting = []
+        self._line.write([asked.packed for asked in self._sent])
+        self._deadline = loop.time() + self._answer_seconds
+        if self._timer is None:
+            self._timer = loop.call_at(self._deadline, self._look)
+
+    async def _open(self) -> None:
+        try:
+            connection = await self._client.connection_pool.get_connection()
+            self._line = _Line(self, connection)
+        except (redis.RedisError, OSError) as e:
+            self._soon = False
+            self._fail(e if isinstance(e, redis.RedisError) else RedisConnectionError(str(e)))
+            return
+        except BaseException:
+            self._soon = False
+            waiting, self._waiting = self._waiting, []
+            for asked in waiting:
+                asked.future.cancel()
+            raise
+        self._write()
+
+    def _look(self) -> None:
+        """Whether the batch under way takes too long: one timer, set again only when it has run out."""
+        self._timer = None
+        if not self._sent:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._deadline:
+            self._timer = loop.call_at(self._deadline, self._look)
+            return
+        line, self._line = self._line, None
+        # What gathered meanwhile has waited as well: nobody waits for two time-outs.
+        self._fail(redis.TimeoutError("no answer in time"))
+        if line is not None:
+            line.abort()
+
+    def _fail(self, error: redis.RedisError) -> None:
+        failed, self._waiting = [*self._sent, *self._waiting], []
+        self._sent.clear()
+        for asked in failed:
+            _refuse(asked.future, error)
+
+    # -- in: called by the line ------------------------------------------------------------------------
+    def answered(self, answer: Any) -> None:
+        """One answer has come, to the oldest command under way."""
+        asked = self._sent.popleft()
+        if isinstance(answer, Exception):
+            _refuse(asked.future, answer)
+        elif not asked.future.done():
+            callback = self._callbacks.get(asked.name)
+            asked.future.set_result(answer if callback is None else callback(answer))
+        if not self._sent and self._waiting and not self._soon:
+            self._soon = True
+            # Behind those who have just been answered: what they ask next goes along.
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def lost(self, line: _Line, why: BaseException | None) -> None:
+        """The connection is gone."""
+        if line is not self._line:
+            return
+        self._line = None
+        error = RedisConnectionError(str(why) if why else "the connection was closed by the server")
+        again = []
+        for asked in self._sent:
+            if asked.again:
+                _refuse(asked.future, error)
+            elif not asked.future.done():
+                again.append(asked._replace(again=True))
+        self._sent.clear()
+        self._waiting[:0] = again
+        if self._waiting and not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._write)
+
+
+class _Line(asyncio.Protocol):
+    """A connection of redis-py's whose socket answers to us."""
+
+    def __init__(self, pipe: Pipe, connection: Any) -> None:
+        self._pipe, self._connection = pipe, connection
+        self._pool = pipe._client.connection_pool
+        self._reader = hiredis.Reader(replyError=_error, notEnoughData=_MORE)
+        self._transport: asyncio.Transport = connection._writer.transport
+        self._first = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+        self._transport.resume_reading()
+
+    def write(self, packed: list[bytes]) -> None:
+        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        reader, pipe = self._reader, self._pipe
+        reader.feed(data)
+        try:
+            while (answer := reader.gets()) is not _MORE:
+                if not isinstance(answer, hiredis.PushNotification):
+                    pipe.answered(answer)
+        except (hiredis.HiredisError, IndexError):  # it does not speak the protocol, or out of turn
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._first.connection_lost(exc)  # whoever closes it by redis-py waits for this
+        pipe = self._pipe
+        pipe.lost(self, exc)
+        # Nothing of it is open any more: the pool only has to forget it.
+        self._pool._in_use_connections.discard(self._connection)
+
+
+def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # a caller that has left must not raise "never retrieved"
+
+
+def _error(message: str) -> Exception:
+    """What the server refused a command with, as redis-py calls it where we ask."""
+    if message.startswith("NOSCRIPT"):
+        return NoScriptError(message)
+    return ResponseError(message)

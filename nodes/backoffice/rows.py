@@ -1,0 +1,99 @@
+"""Lists and pages of rows that agents or the system write, and the log of who did what."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib.admin import ShowFacets
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.core.paginator import Paginator
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.utils.functional import cached_property
+from unfold.admin import ModelAdmin, TabularInline
+
+
+def audit(request: HttpRequest, row: Model, what: str) -> None:
+    """Note in the admin's log who did what to which row."""
+    LogEntry.objects.log_actions(request.user.pk or 0, [row], CHANGE, what, single_object=True)
+
+
+class Bounded(Paginator):
+    """Counts no further than `MOST`: a count over millions of rows takes longer than the page itself, and
+    nobody turns over so many pages."""
+
+    MOST = 10_000
+    template_name = "backoffice/pagination.html"
+
+    @cached_property
+    def _counted(self) -> int:
+        rows: QuerySet[Any] = self.object_list  # type: ignore[assignment]
+        return rows[: self.MOST + 1].count()
+
+    @property
+    def more(self) -> bool:
+        """Whether there are rows behind the last page."""
+        return self._counted > self.MOST
+
+    @cached_property
+    def count(self) -> int:
+        return min(self._counted, self.MOST)
+
+
+class Rows(ModelAdmin):
+    """A list of rows: filters in one form, no count beyond what is shown, nothing selected beyond a page."""
+
+    list_filter_submit = True
+    list_disable_select_all = True
+    list_fullwidth = True
+    list_per_page = 50
+    show_full_result_count = False
+    show_facets = ShowFacets.NEVER  # each count would be a query over all rows
+    paginator = Bounded
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        found = super().get_changelist_instance(request)
+        if not found.query and not found.has_active_filters:
+            found.full_result_count = found.result_count  # nothing is left out, so nothing is said of it
+        return found
+
+
+class ReadOnly(Rows):
+    """Rows that agents or the system write: to look at, not to edit."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Functions among the fields too."""
+        named = super().get_readonly_fields(request, obj)
+        shown = [f for _, options in self.fieldsets or () for f in options["fields"]]
+        return [*named, *(f for f in shown if callable(f))]
+
+
+class ReadOnlyInline(TabularInline):
+    """Rows on another row's page, to look at."""
+
+    extra = 0
+    can_delete = False
+    show_change_link = False
+    columns: ClassVar[list[Any]] = []
+    """Fields, or functions of a row."""
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.columns
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.columns
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
