@@ -37,7 +37,7 @@ class Pipe:
 
     A batch whose connection breaks is sent once more, over a new one (it may have been cut while it was
     idle). After a time-out there is no second try: a frozen server would cost every caller twice as long.
-    `client` opens the connection, and closing it closes the pipe.
+    `client` opens the connection, and belongs to the pipe from then on.
     """
 
     def __init__(self, client: redis.asyncio.Redis, answer_seconds: float = ANSWER_SECONDS) -> None:
@@ -50,6 +50,17 @@ class Pipe:
         self._opening: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def close(self) -> None:
+        """Close the connection, and refuse what is under way and whatever comes later: a latecomer would open
+        another that nobody closes."""
+        self._closed = True
+        self._fail(RedisConnectionError("closed"))
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        await self._client.aclose()
 
     def send(self, *command: Any) -> asyncio.Future[Any]:
         """Queue a command. The future gives its answer or raises its `RedisError`.
@@ -58,6 +69,9 @@ class Pipe:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
+        if self._closed:
+            _refuse(future, RedisConnectionError("closed"))
+            return future
         self._waiting.append(_Asked(command[0], hiredis.pack_command(command), future, False))
         if not self._sent and not self._soon:
             self._soon = True

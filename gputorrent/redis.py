@@ -58,11 +58,11 @@ def asynchronous(*, answer_seconds: float | None = ANSWER_SECONDS) -> redis.asyn
 @asynccontextmanager
 async def piped() -> AsyncIterator[Pipe]:
     """A `Pipe` of its own, for as long as the block lasts: for tasks, whose event loops are short."""
-    client = asynchronous()
+    pipe = Pipe(asynchronous())
     try:
-        yield Pipe(client)
+        yield pipe
     finally:
-        await client.aclose()
+        await pipe.close()
 
 
 class Script:

@@ -52,8 +52,7 @@ class Dispatcher:
     """The live jobs of one web process, and the parts they need."""
 
     def __init__(self) -> None:
-        self._client = asynchronous()
-        pipe = Pipe(self._client)
+        pipe = Pipe(asynchronous())
         self.pipe = pipe
         self.board = Board(pipe)
         self.mailbox = Mailbox(pipe, on_cancel=lambda job: self.cancel(job, Cancelled()))
@@ -83,7 +82,7 @@ class Dispatcher:
         await self.recorder.stop()
         with suppress(redis.RedisError):
             await self.metrics.flush()
-        await self._client.aclose()
+        await self.pipe.close()
 
     # -- the verbs -----------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class Mailbox:
         self.on_watch: Callable[[str], object] = lambda text: None
         """Another process asks for what a job of this one answers (see `jobs.relaying`)."""
         self._jobs: dict[str, Attempted] = {}
-        self._reader: redis.asyncio.Redis | None = None
+        self._reader: Pipe | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def expect(self, job: str, attempted: Attempted) -> None:
@@ -86,7 +86,8 @@ class Mailbox:
     async def start(self) -> None:
         """Open the reply stream. Raises `redis.RedisError` when Redis is away."""
         await self.open()
-        self._reader = asynchronous(answer_seconds=ANSWER_SECONDS + _BLOCK_MS / 1000)
+        patience = ANSWER_SECONDS + _BLOCK_MS / 1000
+        self._reader = Pipe(asynchronous(answer_seconds=patience), patience)
         self._tasks = [
             asyncio.create_task(self._read_forever(self._reader), name="mailbox.read"),
             asyncio.create_task(self._stay_alive(), name="mailbox.stay_alive"),
@@ -98,7 +99,7 @@ class Mailbox:
         with contextlib.suppress(redis.RedisError):
             await self._pipe.send("DEL", reply_key(self.web), web_key(self.web))
         if self._reader:
-            await self._reader.aclose()
+            await self._reader.close()
 
     async def open(self) -> None:
         """Make the stream and the sign of life, if they are not there (Redis may have come back empty)."""
@@ -144,9 +145,8 @@ class Mailbox:
                 log.warning("redis unavailable error=%s", type(e).__name__)
             await asyncio.sleep(_REFRESH_SECONDS)
 
-    async def _read_forever(self, client: redis.asyncio.Redis) -> None:
+    async def _read_forever(self, pipe: Pipe) -> None:
         key, cursor = reply_key(self.web), "0-0"
-        pipe = Pipe(client, ANSWER_SECONDS + _BLOCK_MS / 1000)
         read: list[bytes] = []
         pause = 0.05
         while True:

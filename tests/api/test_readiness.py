@@ -50,9 +50,9 @@ async def test_a_database_that_hangs_is_named_and_does_not_use_up_threads(serve)
     try:
         assert await named(client)
         before = threads()
-        for _ in range(2):
+        for _ in range(3):
             assert await named(client)
-        assert threads() <= before
+        assert threads() < before + 3  # others come and go
         assert (await client.get("/healthz")).status_code == 200
     finally:
         blocking.close()

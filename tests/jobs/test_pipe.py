@@ -98,9 +98,17 @@ async def test_a_server_that_is_gone_is_told_and_found_again(tmp_path, settings)
         await client.aclose()
 
 
-async def test_closing_the_client_closes_the_line(client, wire):
+@pytest.mark.parametrize("used", [True, False], ids=["open", "being opened"])
+async def test_a_pipe_that_is_closed_has_no_line_and_opens_none(client, wire, used):
+    others = len(wire.client_list())
     pipe = Pipe(client)
-    mine = await pipe.send("CLIENT", "ID")
-    await client.aclose()
+    if used:
+        await pipe.send("PING")
+    waiting = pipe.send("ECHO", "a")
+    await asyncio.sleep(0)
+    await pipe.close()
+    for asked in (waiting, pipe.send("ECHO", "b")):
+        with pytest.raises(redis.ConnectionError):
+            await asked
     await asyncio.sleep(0.05)
-    assert mine not in {int(found["id"]) for found in wire.client_list()}
+    assert len(wire.client_list()) == others
