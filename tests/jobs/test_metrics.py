@@ -8,7 +8,7 @@ import time
 import pytest
 import redis
 
-from gputorrent.redis import Pipe
+from gputorrent.redis import Pipe, asynchronous
 from jobs import metrics, vitals
 from jobs.errors import NoSuchModel
 from jobs.metrics import ERRORS, FIRST_TOKEN, REQUESTS, Histogram, Metrics, histograms, of_family
@@ -53,8 +53,8 @@ async def test_counts_of_several_processes_add_up(pipe):
     assert 60 <= seconds < 66
 
 
-async def test_a_flush_whose_answer_was_lost_counts_once(desk, pipe):
-    lossy = Lossy(desk.dispatcher._client)
+async def test_a_flush_whose_answer_was_lost_counts_once(pipe):
+    lossy = Lossy(asynchronous())
     counts = Metrics(lossy, "one")
     await counts.flush()  # nothing to say
     counts.add(ERRORS, "a")
@@ -66,6 +66,7 @@ async def test_a_flush_whose_answer_was_lost_counts_once(desk, pipe):
     lossy.loses = False
     await counts.flush()
     await counts.flush()
+    await lossy.close()
     assert await counted(pipe, ERRORS) == {("a",): 2}
 
 
