@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet
+.PHONY: help demo smoke up test unit test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -39,7 +39,9 @@ up: ## the coordinator alone, in production mode, from the environment
 	$(SERVER_ENV)
 	@exec $(PY) -m gputorrent up $(ARGS)
 
-test: ## unit and journey tests on SQLite, then the database's part on PostgreSQL
+test: unit conformance ## everything but the real engine and the browser: our tests, then the clients of others
+
+unit: ## unit and journey tests on SQLite, then the database's part on PostgreSQL
 	$(DEV_ENV)
 	$(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) --ignore=tests/conformance --ignore=tests/browser $(ARGS)
 	$(PY) -m tests.postgres -- $(PY) -m pytest -m "not vllm" $(SIDE_BY_SIDE) $(POSTGRES_TESTS) $(ARGS)
