@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import redis
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
@@ -22,7 +23,7 @@ from dashboard.rows import ModelRow, NodeRow, Rows
 from dashboard.state import JobLine, ModelFigures, ModelLine, NodeCard, Shown, State, Totals
 from gputorrent.redis import Pipe
 from jobs import tasks
-from jobs.board import Board, Look
+from jobs.board import Board
 from jobs.breaker import Breaker
 from nodes.models import NodeState
 from nodes.view import Snapshot
@@ -60,18 +61,7 @@ async def ask(pipe: Pipe, snapshot: Snapshot, recent: Recent) -> Wire:
         told = await feed.note_breakers(pipe, look.breakers.values())
     except redis.RedisError:
         return Wire(time.time())
-    return _wire(look, snapshot.leased, depths, windows, seconds, works, told)
-
-
-def _wire(
-    look: Look,
-    leased: frozenset[str],
-    depths: dict[str, int],
-    windows: list[Counts],
-    seconds: float,
-    works: bool,
-    told: list[BreakerTold],
-) -> Wire:
+    leased = snapshot.leased
     return Wire(time.time(), leased, look.loads, look.breakers, depths, windows, seconds, works, told)
 
 
@@ -238,8 +228,4 @@ def _models(nodes: list[NodeCard], wire: Wire, each: Mapping[str, figures.Sums])
 
 def _with_tokens(job: JobLine, tokens: _Tokens) -> JobLine:
     so_far = tokens(job.id)
-    if so_far is None:
-        return job
-    return JobLine(
-        *(job.id, job.model, job.key, job.node, job.node_name, job.state, job.kind, job.created_at), so_far
-    )
+    return job if so_far is None else msgspec.structs.replace(job, tokens=so_far)

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -113,12 +113,11 @@ class Hub:
 
     async def look(self) -> None:
         """Make or fetch the state, and show it to those who have not seen it."""
-        new = await self._news()
+        await self._look_for_news()
         if self.state is None:
             return
-        behind = [
-            v for v in self._visitors if new or v.latest.at != self.state.at or v.view not in self._drawn
-        ]
+        at = self.state.at
+        behind = [v for v in self._visitors if v.latest.at != at or v.latest is not self._drawn.get(v.view)]
         if not behind:
             return
         views = {v.view for v in self._visitors}
@@ -129,35 +128,30 @@ class Hub:
             if visitor.view in drawn:  # it may have changed its mind meanwhile
                 visitor.show(drawn[visitor.view])
 
-    async def _news(self) -> bool:
-        """Whether there is a new state."""
+    async def _look_for_news(self) -> None:
         try:
             if not await self._election.hold():
-                return await self._fetch()
+                await self._fetch()
+                return
         except redis.RedisError:
             pass  # then everybody looks for himself, and says what is away
         now = time.monotonic()
         if now < self._next_round:
-            return False
+            return
         self._begun, self._spent, self._next_round = now, 0.0, now + _ROUND_SECONDS
         await self._collect()
-        return True
 
-    async def _fetch(self) -> bool:
+    async def _fetch(self) -> None:
         pipe = self._dispatcher.pipe
         version = await pipe.send("GET", _VERSION)
         if version is None or version == self._version:
-            return False
+            return
         packed = await pipe.send("GET", _PUBLISHED)
         if packed is None:
-            return False
+            return
         self._version = version
-        with contextlib.suppress(
-            msgspec.MsgspecError
-        ):  # of another version of this program: it leads, not we
+        with contextlib.suppress(msgspec.MsgspecError):  # another version of this program leads, not we
             self.state = state.decode(packed)
-            return True
-        return False
 
     async def _collect(self) -> None:
         d = self._dispatcher
@@ -171,16 +165,16 @@ class Hub:
         def ask(before: Rows | None) -> Rows:
             return rows.read(None if whole else before)
 
-        def make() -> tuple[State, Rows, bytes]:
-            made, read = collecting.build(wire, ask, self._rows, self._tokens, self._cards)
-            return made, read, state.encode(made)
+        def make(read: Callable[[Rows | None], Rows]) -> tuple[State, Rows, bytes]:
+            made, kept = collecting.build(wire, read, self._rows, self._tokens, self._cards)
+            return made, kept, state.encode(made)
 
         try:
-            (self.state, self._rows, packed), seconds = await ledger.ask(_timed, make)
+            made, seconds = await ledger.ask(_timed, make, ask)
         except ledger.LedgerTimeout:
             # It says nothing at all: what it said last, without asking.
-            made, _ = collecting.build(wire, _away, self._rows)
-            self.state, packed, seconds = made, state.encode(made), 0.0
+            made, seconds = await asyncio.to_thread(_timed, make, _away)
+        self.state, self._rows, packed = made
         self._rest(seconds)
         with contextlib.suppress(redis.RedisError):
             await asyncio.gather(

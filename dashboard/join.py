@@ -16,6 +16,7 @@ from django.urls import reverse
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
+from api import signed_in
 from dashboard import join_command
 from dashboard.guard import page
 from dashboard.join_form import JoinForm
@@ -135,7 +136,7 @@ def _options(request: HttpRequest, token: EnrolmentToken) -> dict[str, Any]:
         "node": reverse("admin:nodes_node_change", args=[any_node])
         if request.user.has_perm("nodes.view_node")
         else "",
-        "playground": reverse("playground") if request.user.has_perm("jobs.add_job") else "",
+        "playground": reverse("playground") if request.user.has_perm(signed_in.PERMISSION) else "",
     }
 
 

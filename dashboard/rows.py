@@ -64,8 +64,8 @@ class Rows:
 
 
 def read(before: Rows | None = None) -> Rows:
-    """Twelve queries. What is as it was `before` is taken from there, the same objects. Raises what the
-    database raises."""
+    """At most twelve queries. What is as it was `before` is taken from there, the same objects. Raises what
+    the database raises."""
     open_jobs = {
         state: Job.objects.filter(state=state).order_by() for state in (JobState.PENDING, JobState.RUNNING)
     }
@@ -131,7 +131,7 @@ def _models(of: list[str] | None) -> dict[str, list[ModelRow]]:
 
 
 def _of(rows: QuerySet[Any], nodes: list[str] | None) -> QuerySet[Any]:
-    return rows if nodes is None else rows.filter(node_id__in=nodes or [""])
+    return rows if nodes is None else rows.filter(node_id__in=nodes)
 
 
 def _jobs() -> list[JobLine]:

@@ -118,7 +118,6 @@ class JobAdmin(Steered, ReadOnly):
     ordering = ["-id"]
     list_per_page = 30  # most of what a page costs is showing its rows
     sortable_by = ()  # the table may be long, and has an index for this order alone
-    list_select_related = ["node", "key"]
     change_form_outer_before_template = "backoffice/timeline.html"
     fieldsets = [
         (
@@ -340,20 +339,4 @@ class StoredFileAdmin(ReadOnly):
     ]
     search_fields = ["id", "filename"]
     list_select_related = ["key"]
-    fieldsets = [
-        (
-            None,
-            {
-                "fields": [
-                    "id",
-                    "filename",
-                    "purpose",
-                    words.bytes_of("size"),
-                    "complete",
-                    "key",
-                    words.when("created_at", "made"),
-                    words.when("expires_at", "kept until"),
-                ]
-            },
-        )
-    ]
+    fieldsets = [(None, {"fields": list_display})]

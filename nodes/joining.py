@@ -90,15 +90,6 @@ def _first_model(models: Sequence[NodeModel], gone: bool) -> Step:
     return Step(name, WAITING, "The agent has not told of a model yet.")
 
 
-def standing(token: EnrolmentToken, now: datetime.datetime) -> str:
-    """'valid', or why the token lets nobody in."""
-    if token.revoked_at:
-        return "revoked"
-    if token.expires_at and token.expires_at <= now:
-        return "expired"
-    return "used up" if token.max_uses and token.uses >= token.max_uses else "valid"
-
-
 # -- reading ---------------------------------------------------------------------------------------------
 
 
@@ -130,7 +121,7 @@ def report(token: EnrolmentToken) -> dict[str, Any]:
             }
         )
     return {
-        "token": standing(token, timezone.now()),
+        "token": token.state,
         "uses": token.uses,
         "max_uses": token.max_uses,
         "expires_at": token.expires_at.timestamp() if token.expires_at else None,

@@ -145,6 +145,15 @@ class EnrolmentToken(models.Model):
     def __str__(self) -> str:
         return f"{self.prefix}…"
 
+    @property
+    def state(self) -> str:
+        """'valid', or why it lets nobody in now: 'revoked', 'expired' or 'used up'."""
+        if self.revoked_at:
+            return "revoked"
+        if self.expires_at and self.expires_at <= timezone.now():
+            return "expired"
+        return "used up" if self.max_uses and self.uses >= self.max_uses else "valid"
+
 
 class NodeEvent(models.Model):
     """What happened to a node, in words: one row for each change of state, and for what an operator did."""

@@ -15,6 +15,8 @@ from nodes.backoffice import shown_once, words
 from nodes.backoffice.steps import Steered, Step, each
 from nodes.models import EnrolmentToken
 
+_COLOURS = {"valid": "success", "used up": "info", "expired": "warning", "revoked": "danger"}
+
 
 def revoke(token: EnrolmentToken, by: str) -> bool:
     """Let nobody in with it any more. Returns whether it was not revoked before."""
@@ -27,7 +29,7 @@ class EnrolmentTokenAdmin(Steered):
     list_display = [
         "prefix",
         "note",
-        "state",
+        "shown_state",
         "used",
         "needs_approval",
         words.when("expires_at", "expires"),
@@ -53,13 +55,8 @@ class EnrolmentTokenAdmin(Steered):
         return ", ".join(filter(None, [row.note, f"used {row.uses} times"]))
 
     @display(description="state")
-    def state(self, token: EnrolmentToken) -> str:
-        if token.revoked_at:
-            return words.badge("revoked", "danger")
-        if token.expires_at and token.expires_at <= timezone.now():
-            return words.badge("expired", "warning")
-        used_up = token.max_uses and token.uses >= token.max_uses
-        return words.badge("used up", "info") if used_up else words.badge("valid", "success")
+    def shown_state(self, token: EnrolmentToken) -> str:
+        return words.badge(token.state, _COLOURS[token.state])
 
     @display(description="used", ordering="uses")
     def used(self, token: EnrolmentToken) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from django.db import OperationalError
@@ -13,9 +14,13 @@ from dashboard.election import Election
 from dashboard.feed import note_breakers
 from dashboard.hub import Hub, Visitor
 from dashboard.selecting import View
-from jobs.breaker import Breaker, State
+from dashboard.state import State, Totals, encode
+from gputorrent import ledger
+from jobs import breaker
+from jobs.breaker import Breaker
 from jobs.models import Job, JobState
 from nodes.models import Gpu, Node, NodeEvent, NodeModel, NodeState
+from tests.dashboard import made
 from tests.jobs.desk import Desk
 from tests.jobs.scripted import until
 
@@ -112,7 +117,34 @@ def test_a_node_that_has_only_just_spoken_may_still_take_its_lease(settings):
 
 async def test_what_happens_to_breakers_is_told_once_whoever_looks(desk, wire):
     pipe = desk.dispatcher.pipe
-    opened = Breaker("a", "m", State.OPEN, 6, 0.0, 1)
-    for breakers in ([], [opened], [opened], [Breaker("a", "m", State.OPEN, 7, 0.0, 2)], [], []):
+    opened = Breaker("a", "m", breaker.State.OPEN, 6, 0.0, 1)
+    for breakers in ([], [opened], [opened], [Breaker("a", "m", breaker.State.OPEN, 7, 0.0, 2)], [], []):
         told = await note_breakers(pipe, breakers)
     assert [(t.place, t.opening) for t in told] == [("a/m", 0), ("a/m", 2), ("a/m", 1)]
+
+
+async def test_a_view_that_another_page_has_already_is_shown_without_news(desk, wire, hub):
+    told = State(5.0, Totals(), [], [made.node("lab-a"), made.node("lab-b")], [], 0, 0, [], [], 0, False)
+    wire.set("gt:dashboard:leader", "another")
+    wire.set("gt:dashboard:state", encode(told))
+    wire.set("gt:dashboard:state:version", "1")
+    wide, narrow = Visitor(View()), Visitor(View(q="lab-b"))
+    hub.join(wide)
+    hub.join(narrow)
+    await until(lambda: len(wide.latest.order) == 2 and len(narrow.latest.order) == 1)
+    wide.view = narrow.view
+    hub.look_again()
+    await until(lambda: len(wide.latest.order) == 1)
+
+
+async def test_a_ledger_that_says_nothing_holds_no_page_up(desk, hub):
+    answers = threading.Event()
+    hanging = [asyncio.create_task(ledger.within(30, answers.wait)) for _ in range(ledger._MOST_UNDER_WAY)]
+    try:
+        visitor = Visitor(View())
+        hub.join(visitor)
+        await until(lambda: "The database does not answer" in visitor.latest.parts.get("health", ""))
+    finally:
+        answers.set()
+        await asyncio.gather(*hanging)
+    await until(lambda: "The database does not answer" not in visitor.latest.parts["health"])
