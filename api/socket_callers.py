@@ -83,7 +83,7 @@ def _session_of(headers: Mapping[bytes, bytes]) -> str:
     """The session's key, if the page that sends it is of this site."""
     origin = headers.get(b"origin", b"").decode("latin-1")
     host = headers.get(b"host", b"").decode("latin-1")
-    if not _of_this_site(origin, host):
+    if not of_this_site(origin, host):
         return ""
     try:
         cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
@@ -93,7 +93,7 @@ def _session_of(headers: Mapping[bytes, bytes]) -> str:
     return found.value if found else ""
 
 
-def _of_this_site(origin: str, host: str) -> bool:
+def of_this_site(origin: str, host: str) -> bool:
     """As Django's check of forms: the same host, or one of `CSRF_TRUSTED_ORIGINS`."""
     if origin in settings.CSRF_TRUSTED_ORIGINS:
         return True

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
-from urllib.parse import urlsplit
 
-from django.conf import settings
-from django.contrib.auth import get_user
-from django.contrib.auth.models import AbstractUser
-from django.http import HttpRequest
+from api import socket_callers
 
 
 def may_watch(session_key: str | None) -> bool:
     """Whether the session is there, has not expired, and belongs to an active staff user whose password is
     the one it was begun with. Asks the ledger: blocks."""
-    if not session_key:
-        return False
-    request = HttpRequest()
-    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
-    user = get_user(request)
-    return isinstance(user, AbstractUser) and user.is_active and user.is_staff
+    return session_key is not None and socket_callers.staff_user(session_key) is not None
 
 
 def from_our_pages(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -28,6 +18,4 @@ def from_our_pages(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     another site's page would bring the visitor's cookie along. What says nothing is no browser."""
     told = {name: value.decode("latin-1") for name, value in headers if name in {b"origin", b"host"}}
     origin = told.get(b"origin")
-    if origin is None:
-        return True
-    return origin in settings.CSRF_TRUSTED_ORIGINS or urlsplit(origin).netloc == told.get(b"host")
+    return origin is None or socket_callers.of_this_site(origin, told.get(b"host", ""))
