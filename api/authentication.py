@@ -165,10 +165,7 @@ class KeyRing:
         if scheme.lower() != "bearer" or not secret:
             return Stranger.NO_BEARER
         # The map is looked up by a keyed hash of 256 random bits, so timing tells nothing about other keys.
-        caller = self._callers.get(credentials.digest(secret.strip()))
-        if caller is None or (caller.expires_at and caller.expires_at <= time.time()):
-            return Stranger.WRONG_KEY
-        return caller
+        return self.entry(credentials.digest(secret.strip())) or Stranger.WRONG_KEY
 
     def entry(self, key_hash: str) -> Caller | None:
         """Who this row stands for, if it is valid."""

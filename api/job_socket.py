@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 
-from api import gateway, socket_callers, sockets
+from api import gateway, socket_callers, sockets, staff
 from api.errors import ApiError
 from api.gateway import Gateway
 from api.job_events import JobEvents
@@ -139,7 +139,7 @@ async def _watch_session(socket: Socket) -> None:
     while True:
         await asyncio.sleep(_SESSION_SECONDS)
         try:
-            if await ledger.ask(socket_callers.staff_user, socket.caller.session) is None:
+            if await ledger.ask(staff.of_session, socket.caller.session) is None:
                 socket.end(sockets.NO_KEY)
         except (DatabaseError, InterfaceError) as e:
             log.warning("ledger unavailable error=%s", type(e).__name__)

@@ -10,17 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
-from importlib import import_module
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib.auth import get_user
-from django.contrib.auth.models import AbstractUser
-from django.http import HttpRequest
-from django.http.request import split_domain_port, validate_host
 from msgspec import Struct
 
+from api import staff
 from api.authentication import KeyRing
 from api.errors import unauthorized
 from api.records import Reader
@@ -51,7 +46,7 @@ async def identify(keys: KeyRing, scope: Mapping[str, Any]) -> SocketCaller:
     if not session:
         caller = keys.caller(given)
         return SocketCaller(caller.name, caller.key, caller.staff)
-    name = await ledger.ask(staff_user, session)
+    name = await ledger.ask(staff.of_session, session)
     if name is None:
         raise unauthorized("This needs an API key, or a staff user's session in the admin.")
     return SocketCaller(f"user {name}", None, True, session)
@@ -60,15 +55,6 @@ async def identify(keys: KeyRing, scope: Mapping[str, Any]) -> SocketCaller:
 def subprotocol(offered: list[str]) -> str | None:
     """What to accept of what a client offers; never what carries its key."""
     return SUBPROTOCOL if SUBPROTOCOL in offered else None
-
-
-def staff_user(session: str) -> str | None:
-    """The name of the staff user who has this session; None if nobody (any more) has. Blocks."""
-    request = HttpRequest()
-    request.session = import_module(settings.SESSION_ENGINE).SessionStore(session)
-    user = get_user(request)
-    good = isinstance(user, AbstractUser) and user.is_active and user.is_staff
-    return user.get_username() if good else None
 
 
 def _offered(subprotocols: list[str]) -> str:
@@ -81,9 +67,7 @@ def _offered(subprotocols: list[str]) -> str:
 
 def _session_of(headers: Mapping[bytes, bytes]) -> str:
     """The session's key, if the page that sends it is of this site."""
-    origin = headers.get(b"origin", b"").decode("latin-1")
-    host = headers.get(b"host", b"").decode("latin-1")
-    if not of_this_site(origin, host):
+    if not staff.is_this_site(headers):
         return ""
     try:
         cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
@@ -91,15 +75,3 @@ def _session_of(headers: Mapping[bytes, bytes]) -> str:
         return ""
     found = cookies.get(settings.SESSION_COOKIE_NAME)
     return found.value if found else ""
-
-
-def of_this_site(origin: str, host: str) -> bool:
-    """As Django's check of forms: the same host, or one of `CSRF_TRUSTED_ORIGINS`."""
-    if origin in settings.CSRF_TRUSTED_ORIGINS:
-        return True
-    try:
-        netloc = urlsplit(origin).netloc
-    except ValueError:
-        return False
-    domain, _ = split_domain_port(host)
-    return bool(netloc) and netloc == host and validate_host(domain, settings.ALLOWED_HOSTS)

@@ -8,13 +8,11 @@ from typing import NoReturn
 
 import msgspec
 from adrf.views import APIView
-from django.contrib.auth import get_user
-from django.contrib.auth.models import AbstractUser
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from api import gateway, reading, steering
+from api import gateway, reading, staff, steering
 from api.authentication import Caller, require_staff
 from api.completion import Answer, complete, identify, must_be_json
 from api.errors import ApiError, invalid, no_such_model, unauthorized, unexpected
@@ -42,18 +40,11 @@ async def _staff(request: Request) -> str:
         caller = _caller(request)
         require_staff(caller)
         return f"key {caller.name}"
-    name = await ledger.ask(_staff_user, request._request)
+    name = await ledger.ask(staff.of_request, request._request)
     if name is None:
         _caller(request)  # says what is missing
         raise unauthorized("This needs a staff key, or a staff user's session in the admin.")
     return name
-
-
-def _staff_user(request: HttpRequest) -> str | None:
-    user = get_user(request)
-    return (
-        user.get_username() if isinstance(user, AbstractUser) and user.is_active and user.is_staff else None
-    )
 
 
 class _Stream(StreamingHttpResponse):

@@ -24,7 +24,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.db import DatabaseError, InterfaceError
 from msgspec import Struct
 
-from dashboard import visitors
+from api import staff
 from dashboard.hub import STATE, Hub, Visitor
 from dashboard.rendering import Rendered, changes
 from dashboard.selecting import View, view_of
@@ -61,7 +61,8 @@ class DashboardConsumer(AsyncWebsocketConsumer):
     _tasks: tuple[asyncio.Task[None], ...] = ()
 
     async def connect(self) -> None:
-        if not visitors.from_our_pages(self.scope["headers"]):
+        headers = dict(self.scope["headers"])
+        if b"origin" in headers and not staff.is_this_site(headers):  # what says nothing is no browser
             await self.close()
             return
         await self.accept()  # a close code reaches the page only then
@@ -139,6 +140,6 @@ class DashboardConsumer(AsyncWebsocketConsumer):
     async def _may_watch(self) -> bool:
         """Where the ledger is away, who was let in stays; nobody new comes in."""
         try:
-            return await ledger.ask(visitors.may_watch, self._session_key)
+            return await ledger.ask(staff.of_session, self._session_key) is not None
         except (DatabaseError, InterfaceError):
             return bool(self._tasks)

@@ -393,7 +393,3 @@ class Dispatcher:
             counting.job_over(self.metrics, job, self.outlook.snapshot)
             if job.over:
                 self._effect(job.over(job))
-
-
-def _in_words(event: Failed | Lost) -> str:
-    return event.message or str(event.outcome).replace("_", " ")

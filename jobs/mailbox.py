@@ -86,8 +86,7 @@ class Mailbox:
     async def start(self) -> None:
         """Open the reply stream. Raises `redis.RedisError` when Redis is away."""
         await self.open()
-        patience = ANSWER_SECONDS + _BLOCK_MS / 1000
-        self._reader = Pipe(asynchronous(answer_seconds=patience), patience)
+        self._reader = reading_pipe(_BLOCK_MS)
         self._tasks = [
             asyncio.create_task(self._read_forever(self._reader), name="mailbox.read"),
             asyncio.create_task(self._stay_alive(), name="mailbox.stay_alive"),
@@ -146,18 +145,12 @@ class Mailbox:
             await asyncio.sleep(_REFRESH_SECONDS)
 
     async def _read_forever(self, pipe: Pipe) -> None:
-        key, cursor = reply_key(self.web), "0-0"
-        read: list[bytes] = []
+        stream = OwnStream(pipe, reply_key(self.web), _PER_READ, _BLOCK_MS)
         pause = 0.05
         while True:
             try:
-                deleted = pipe.send("XDEL", key, *read) if read else None
-                answer = await pipe.send(
-                    "XREAD", "COUNT", _PER_READ, "BLOCK", _BLOCK_MS, "STREAMS", key, cursor
-                )
-                if deleted is not None:
-                    deleted.result()
-                pause, read = 0.05, []
+                entries = await stream.next()
+                pause = 0.05
             except (redis.RedisError, OSError) as e:
                 log.warning(
                     "reply stream unreadable error=%s, trying again in %.1f s", type(e).__name__, pause
@@ -165,9 +158,7 @@ class Mailbox:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
                 continue
-            for entry, fields in entries_of(answer):
-                cursor = entry.decode()
-                read.append(entry)
+            for fields in entries:
                 try:
                     self._take(fields)
                 except Exception:  # one bad message must not silence every other job
@@ -228,6 +219,33 @@ class Mailbox:
             self.stale += 1
             return
         take(text)
+
+
+def reading_pipe(block_ms: int) -> Pipe:
+    """A connection for reads that may wait for so long."""
+    patience = ANSWER_SECONDS + block_ms / 1000
+    return Pipe(asynchronous(answer_seconds=patience), patience)
+
+
+class OwnStream:
+    """A stream that this process alone reads: each entry once, and deleted with the next read."""
+
+    def __init__(self, pipe: Pipe, key: str, per_read: int, block_ms: int) -> None:
+        self._pipe, self._key, self._bounds = pipe, key, ("COUNT", per_read, "BLOCK", block_ms)
+        self._cursor = "0-0"
+        self._read: list[bytes] = []
+
+    async def next(self) -> list[dict[bytes, bytes]]:
+        """The fields of what is new; nothing if nothing came. Raises `redis.RedisError`."""
+        deleted = self._pipe.send("XDEL", self._key, *self._read) if self._read else None
+        answer = await self._pipe.send("XREAD", *self._bounds, "STREAMS", self._key, self._cursor)
+        if deleted is not None:
+            deleted.result()
+        entries = entries_of(answer)
+        self._read = [entry for entry, _ in entries]
+        if entries:
+            self._cursor = self._read[-1].decode()
+        return [fields for _, fields in entries]
 
 
 def tell(pipe: Pipe, node: str, message: Control) -> asyncio.Future[Any]:

@@ -12,11 +12,10 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import redis
-import redis.asyncio
 
 from gputorrent import background
-from gputorrent.redis import ANSWER_SECONDS, Pipe, asynchronous
-from jobs.mailbox import Mailbox, entries_of
+from gputorrent.redis import Pipe
+from jobs.mailbox import Mailbox, OwnStream, reading_pipe
 from jobs.relaying import ASK_SECONDS, LAPSE_SECONDS, Relayed, question, watch_key
 from jobs.tail import Tail, Tails
 from worker_agent.contract import FIELD, encode
@@ -50,7 +49,7 @@ class Replicas:
         self.ask_seconds, self.lapse_seconds = ASK_SECONDS, LAPSE_SECONDS
         self._key = watch_key(mailbox.web)
         self._replicas: dict[str, _Replica] = {}
-        self._reader: redis.asyncio.Redis | None = None
+        self._reader: Pipe | None = None
         self._task: asyncio.Task[None] | None = None
         self._asked_at = 0.0
 
@@ -59,7 +58,7 @@ class Replicas:
         if self._reader is not None:
             with suppress(redis.RedisError):
                 await self._pipe.send("DEL", self._key)
-            await self._reader.aclose()
+            await self._reader.close()
 
     @asynccontextmanager
     async def of(self, job: str, web: str) -> AsyncIterator[Tail]:
@@ -86,7 +85,7 @@ class Replicas:
     async def _begin(self, job: str, replica: _Replica) -> None:
         try:
             if self._task is None:
-                self._reader = asynchronous(answer_seconds=ANSWER_SECONDS + _BLOCK_MS / 1000)
+                self._reader = reading_pipe(_BLOCK_MS)
                 self._asked_at = time.monotonic()
                 self._task = asyncio.create_task(self._read_forever(self._reader), name="replicas.read")
             await self._open()
@@ -114,30 +113,23 @@ class Replicas:
         replica.tail.lost = True
         replica.tail.wake()
 
-    async def _read_forever(self, client: redis.asyncio.Redis) -> None:
-        cursor = "0-0"
-        read: list[bytes] = []
+    async def _read_forever(self, pipe: Pipe) -> None:
+        stream = OwnStream(pipe, self._key, _PER_READ, _BLOCK_MS)
         while True:
             try:
                 if time.monotonic() - self._asked_at > self.ask_seconds:
                     self._asked_at = time.monotonic()
                     await self._ask_again()
-                pipe = client.pipeline(transaction=False)
-                if read:
-                    pipe.execute_command("XDEL", self._key, *read)
-                command = ("XREAD", "COUNT", _PER_READ, "BLOCK", _BLOCK_MS, "STREAMS", self._key, cursor)
-                pipe.execute_command(*command)
-                answer = (await pipe.execute())[-1]
-                read = []
-                for entry, fields in entries_of(answer):
-                    cursor = entry.decode()
-                    read.append(entry)
-                    self._take(fields.get(FIELD, b""))
+                entries = await stream.next()
             except (redis.RedisError, OSError) as e:
                 log.warning("watch stream unreadable error=%s", type(e).__name__)
                 await asyncio.sleep(_BLOCK_MS / 1000)
-            except Exception:  # one bad message must not blind everybody else
-                log.exception("relayed message dropped")
+                continue
+            for fields in entries:
+                try:
+                    self._take(fields.get(FIELD, b""))
+                except Exception:  # one bad message must not blind everybody else
+                    log.exception("relayed message dropped")
 
     async def _ask_again(self) -> None:
         if self._replicas:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 from jobs import routing
 from jobs.routing import Able, Decision, Load, Place, Refuse, Wait
@@ -30,14 +30,12 @@ Kind = tuple[str, frozenset[str] | None, frozenset[str], int]
 
 
 class _Kept:
-    """What was found out for a kind. `seen`: how many of the touches of its model are in it."""
+    """A kind's order. `seen`: how many of the touches of its model are in it."""
 
-    __slots__ = ("able", "seen", "standing")
+    __slots__ = ("barred", "seen", "standing")
 
-    def __init__(self, able: Able | Load | Wait | Refuse, turns: Turns, seen: int) -> None:
-        self.able = able
-        self.standing = Standing(able.candidates, turns) if isinstance(able, Able) else None
-        self.seen = seen
+    def __init__(self, able: Able, turns: Turns, seen: int) -> None:
+        self.barred, self.standing, self.seen = able.barred, Standing(able.candidates, turns), seen
 
 
 class Standings:
@@ -53,7 +51,7 @@ class Standings:
         contexts: Callable[[str], Iterable[int]],
     ) -> None:
         self._candidates, self._lengths = candidates, contexts
-        self._kept: dict[Kind, _Kept] = {}
+        self._kept: dict[Kind, _Kept | Load | Wait | Refuse] = {}
         self._touched: dict[str, list[str]] = {}
         self._contexts: dict[str, list[int]] = {}
 
@@ -88,19 +86,20 @@ class Standings:
         if kept is None:
             if len(self._kept) >= _MOST_KINDS:
                 self._kept.clear()
-            able = routing.consider(self._candidates(model, only), tried, hints.tokens)
-            kept = self._kept[kind] = _Kept(able, hints.turns, len(touched))
-        standing, able = kept.standing, kept.able
-        if standing is None or not isinstance(able, Able):
-            return cast("Decision", able)
+            found = routing.consider(self._candidates(model, only), tried, hints.tokens)
+            kept = _Kept(found, hints.turns, len(touched)) if isinstance(found, Able) else found
+            self._kept[kind] = kept
+        if not isinstance(kept, _Kept):
+            return kept
+        standing = kept.standing
         if kept.seen < len(touched):
             news = {*touched[kept.seen :]}
             kept.seen = len(touched)
             standing.note(((node, in_flight.get(f"{node}/{model}", 0)) for node in news), hints.turns)
         order = tuple(standing.first(FEW, hints.prefers))
         if len(standing) <= FEW:
-            return Place(order, able.barred)
-        return Place(order, able.barred, partial(_others, standing, order))
+            return Place(order, kept.barred)
+        return Place(order, kept.barred, partial(_others, standing, order))
 
 
 def _others(standing: Standing, order: Sequence[Scored]) -> list[Scored]:

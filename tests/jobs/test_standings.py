@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -140,6 +141,19 @@ def test_in_a_large_one_it_is_exact_too_while_all_have_room(nodes, takes):
         fresh = choose(cluster.candidates("m", None), (), by)
         assert isinstance(fresh, Place)
         assert cluster.place(take, prefers=by.prefers).order == fresh.order[:FEW]
+
+
+@pytest.mark.parametrize("seed", [4, 7, 10])
+def test_it_stays_exact_when_turns_have_come_round(seed):
+    """Long enough for the clock to move on, with turns that are given back: few steps do not get there."""
+    chance = random.Random(seed)
+    weights = [chance.choice([1.0, 2.0]) for _ in range(12)]
+    cluster = Cluster([a_node(n, slots=10**6, weight=w) for n, w in enumerate(weights)])
+    for _ in range(200):
+        by = cluster.hints(prefers=f"n{chance.randrange(60):03}")
+        fresh = choose(cluster.candidates("m", None), (), by)
+        assert isinstance(fresh, Place)
+        assert cluster.place(chance.choice([0, 0, 0, 0, 1]), prefers=by.prefers).order == fresh.order[:FEW]
 
 
 def test_requests_that_come_before_the_board_has_answered_go_to_different_nodes():
