@@ -37,9 +37,15 @@ def is_this_site(headers: Mapping[bytes, bytes]) -> bool:
     origin, host = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
     if origin in settings.CSRF_TRUSTED_ORIGINS:
         return True
-    try:
-        netloc = urlsplit(origin).netloc
-    except ValueError:
-        return False
+    netloc = urlsplit(origin).netloc if is_address(origin) else ""
     domain, _ = split_domain_port(host)
     return bool(netloc) and netloc == host and validate_host(domain, settings.ALLOWED_HOSTS)
+
+
+def is_address(origin: str) -> bool:
+    """Whether an `Origin` can be read at all."""
+    try:
+        urlsplit(origin)
+    except ValueError:
+        return False
+    return True

@@ -21,8 +21,9 @@ django_application = get_asgi_application()  # before anything that imports mode
 from channels.routing import URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 from channels.sessions import SessionMiddlewareStack  # noqa: E402
+from django.urls import re_path  # noqa: E402
 
-from api import gateway, job_socket, lean  # noqa: E402
+from api import gateway, job_socket, lean, staff  # noqa: E402
 from dashboard import hub  # noqa: E402
 from gputorrent.access import Traced, TracedSocket  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
@@ -35,7 +36,25 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_websocket = AllowedHostsOriginValidator(SessionMiddlewareStack(URLRouter(websocket_urlpatterns)))
+
+async def _refused(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.close", "code": 1000})  # before it is accepted: an HTTP 403
+
+
+_elsewhere = re_path("", _refused)  # type: ignore[arg-type]
+_channels = AllowedHostsOriginValidator(
+    SessionMiddlewareStack(URLRouter([*websocket_urlpatterns, _elsewhere]))
+)
+
+
+async def _websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    """Channels would raise at an Origin that is no address: a traceback in the log for any stranger."""
+    for name, value in scope["headers"]:
+        if name == b"origin" and not staff.is_address(value.decode("latin-1")):
+            await _refused(scope, receive, send)
+            return
+    await _channels(scope, receive, send)
 
 
 async def _http(scope: Scope, receive: Receive, send: Send) -> None:

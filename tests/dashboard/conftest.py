@@ -23,14 +23,19 @@ class Page:
     """An open page, as far as its socket is concerned."""
 
     def __init__(
-        self, hub: Hub | None, cookie: str = "", query: str = "", origin: str | None = "http://testserver"
+        self,
+        hub: Hub | None,
+        cookie: str = "",
+        query: str = "",
+        origin: str | None = "http://testserver",
+        path: str = "/ws/dashboard",
     ):
         headers = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
         if origin is not None:
             headers.append((b"origin", origin.encode()))
         scope = {
             "type": "websocket",
-            "path": "/ws/dashboard",
+            "path": path,
             "query_string": query.encode(),
             "headers": headers,
             "subprotocols": [],

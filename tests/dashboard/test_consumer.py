@@ -102,11 +102,15 @@ async def test_who_is_no_staff_does_not_watch(hub, ledger):
     assert await page.closed() == consumer.REFUSED
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "http://testserver:8080", "null", ""])
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://testserver:8080", "null", "", "http://["])
 async def test_another_site_may_not_ride_on_a_session(hub, staff, origin):
     page = Page(hub, staff, origin=origin)
     assert not await page.open()
     assert hub.visitors == 0
+
+
+async def test_a_path_that_is_not_there_is_refused_without_a_traceback(hub, staff):
+    assert not await Page(hub, staff, path="/ws/nothing").open()
 
 
 async def test_what_is_no_browser_needs_a_session_all_the_same(hub, staff):
