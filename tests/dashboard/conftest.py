@@ -23,7 +23,12 @@ class Page:
     """An open page, as far as its socket is concerned."""
 
     def __init__(
-        self, hub: Hub | None, cookie: str = "", query: str = "", origin: str | None = "http://testserver"
+        self,
+        hub: Hub | None,
+        cookie: str = "",
+        query: str = "",
+        origin: str | None = "http://testserver",
+        app: Any = application,
     ):
         headers = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
         if origin is not None:
@@ -36,7 +41,7 @@ class Page:
             "subprotocols": [],
             "state": {STATE: hub} if hub else {},
         }
-        self.socket = ApplicationCommunicator(application, scope)
+        self.socket = ApplicationCommunicator(app, scope)
         self.parts: dict[str, str] = {}
         self.cards: dict[str, str] = {}
         self.order: list[str] = []
