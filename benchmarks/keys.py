@@ -94,6 +94,14 @@ async def paced(port: int, requests: list[bytes], per_second: float, lines: int)
     return found
 
 
+def answered(port: int, key: str, seconds: float, per_second: float) -> list[float]:
+    """Seconds of each request of a steady load with a good key. Raises `SystemExit` if one failed."""
+    found = asyncio.run(paced(port, [asking(key)] * int(seconds * per_second), per_second, LINES))
+    if (statuses := {status for _, status in found}) != {200}:
+        raise SystemExit(f"a request with a good key failed: {sorted(statuses)}")
+    return [took for took, _ in found]
+
+
 def knock(port: int, seconds: float, per_second: float, ready: multiprocessing.synchronize.Event) -> None:
     """Wrong keys, each another, from a process of its own that does as little as it can: each line is read
     only when its turn comes again. Exits with 1 if one was let in."""
@@ -149,15 +157,12 @@ def round_of(port: int, key: str, wrong: float, chosen: argparse.Namespace) -> l
         process.start()
         ready.wait(60)
         time.sleep(0.5)
-    requests = [asking(key)] * int(chosen.seconds * chosen.rate)
-    found = asyncio.run(paced(port, requests, chosen.rate, LINES))
+    found = answered(port, key, chosen.seconds, chosen.rate)
     if process:
         process.join(120)
         if process.exitcode:
             raise SystemExit("a wrong key was not refused")
-    if {status for _, status in found} != {200}:
-        raise SystemExit(f"a good key was refused: {sorted({status for _, status in found})}")
-    return [seconds for seconds, _ in found]
+    return found
 
 
 def percentile(values: list[float]) -> float:

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from websockets.asyncio.client import connect
 
-from benchmarks.keys import asking, paced, percentile
+from benchmarks.keys import answered, percentile
 from tests.browser import site
 from tests.journeys.cluster import FAST, Cluster
 
@@ -90,12 +90,8 @@ def timed(cluster: Cluster, chosen: argparse.Namespace, seconds: float) -> tuple
     """Seconds of each request of a round, and processor seconds of the web process for each second."""
     web = psutil.Process(cluster.web[0].pid)
     before, begun = sum(web.cpu_times()[:2]), time.perf_counter()
-    requests = [asking(cluster.key)] * int(seconds * chosen.rate)
-    found = asyncio.run(paced(cluster.port, requests, chosen.rate, 32))
-    used = (sum(web.cpu_times()[:2]) - before) / (time.perf_counter() - begun)
-    if {status for _, status in found} != {200}:
-        raise SystemExit(f"a request failed: {sorted({status for _, status in found})}")
-    return [took for took, _ in found], used
+    found = answered(cluster.port, cluster.key, seconds, chosen.rate)
+    return found, (sum(web.cpu_times()[:2]) - before) / (time.perf_counter() - begun)
 
 
 def line(what: str, took: list[float], used: float) -> str:

@@ -16,7 +16,7 @@ from django.conf import settings as django_settings
 from django.db import connections
 
 from gputorrent.embedded import RedisServer
-from gputorrent.redis import blocking
+from gputorrent.redis import Pipe, asynchronous, blocking
 from tests.jobs.desk import Desk
 
 
@@ -63,6 +63,13 @@ async def ledger(transactional_db: None) -> AsyncIterator[None]:
     """The database for tests that run in an event loop, whose code reaches it from other threads."""
     yield
     await sync_to_async(connections.close_all)()
+
+
+@pytest.fixture
+async def pipe(wire: redis.Redis) -> AsyncIterator[Pipe]:
+    client = asynchronous()
+    yield Pipe(client)
+    await client.aclose()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import httptools
 import msgspec
+import uvloop
 
 VERSION = "0.32.0+mock"
 _COMPLETIONS = {b"/v1/chat/completions", b"/v1/completions"}
@@ -244,12 +245,7 @@ def main() -> None:
         "--per-second", type=float, default=0.0, help="tokens for each stream (0: all at once)"
     )
     args, _ = parser.parse_known_args()
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(serve(args))
-    else:
-        uvloop.run(serve(args))
+    uvloop.run(serve(args))
 
 
 if __name__ == "__main__":

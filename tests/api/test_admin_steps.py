@@ -18,6 +18,7 @@ from api.authentication import new_key
 from api.models import ApiKey
 from jobs.models import Job, JobState
 from nodes.models import EnrolmentToken, Node, NodeModel
+from tests.api.callers import caller
 from tests.jobs.scripted import ScriptedNode
 from tests.nodes.agents import enrol, restart
 from worker_agent.contract import Cancel, control_key
@@ -134,8 +135,7 @@ def test_a_new_secret_is_in_one_answer_and_nowhere_else(admin_client, model, pre
 
 @pytest.fixture
 async def ann(ledger) -> dict[str, str]:
-    _, secret = await sync_to_async(new_key)("ann")
-    return {"Authorization": f"Bearer {secret}"}
+    return await caller()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connection
 from django.utils import timezone
 
 from api import authentication
@@ -12,20 +11,13 @@ from api.authentication import KeyRing, announce, new_key, require_staff, revoke
 from api.errors import ApiError
 from api.models import ApiKey
 from gputorrent import credentials
-from gputorrent.redis import Pipe, asynchronous
+from tests.tables import rename
 
 make = sync_to_async(new_key)
 
 
 @pytest.fixture
-async def pipe(ledger):
-    client = asynchronous()
-    yield Pipe(client)
-    await client.aclose()
-
-
-@pytest.fixture
-async def ring(pipe):
+async def ring(ledger, pipe):
     """A key ring, and a way to let it look for changes."""
     ring = KeyRing()
 
@@ -111,13 +103,6 @@ async def test_with_redis_away_the_keys_in_memory_stay_good(ring, wire):
     finally:
         wire.execute_command("ACL", "SETUSER", "default", "+@all")
     assert keys.caller(f"Bearer {key}").name == "ann"
-
-
-@sync_to_async
-def rename(table: str, to: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"ALTER TABLE {table} RENAME TO {to}")
-    connection.close()
 
 
 async def test_with_the_ledger_away_the_keys_in_memory_stay_good(ring):

@@ -13,6 +13,7 @@ from api.authentication import new_key
 from api.openapi.views import document
 from jobs import batches, files
 from jobs.models import Batch, BatchStatus, FileChunk, StoredFile
+from tests.api.callers import caller
 from tests.api.test_openapi import check
 
 CHAT = "/v1/chat/completions"
@@ -26,11 +27,6 @@ make = sync_to_async(new_key)
 def schema() -> Any:
     document.cache_clear()
     return json.loads(document())
-
-
-async def caller(name: str = "ann", **how: Any) -> dict[str, str]:
-    _, secret = await make(name, **how)
-    return {"Authorization": f"Bearer {secret}"}
 
 
 async def upload(client: httpx.AsyncClient, headers: dict[str, str], data: bytes = LINE, **form: Any) -> Any:

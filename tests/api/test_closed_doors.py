@@ -75,6 +75,14 @@ def test_every_answer_tells_what_its_page_may_load():
         answer.close()
 
 
+def test_the_admin_s_looks_are_let_evaluate_and_style_in_place():
+    """Without it browsers show the admin bare, and its menus do not open."""
+    answer = visitor(a_user("root", is_staff=True, is_superuser=True)).get(site.ADMIN)
+    policy = directives(answer.headers["Content-Security-Policy"])
+    assert policy["script-src"] == ["'self'", "'unsafe-eval'"]
+    assert policy["style-src"] == ["'self'", "'unsafe-inline'"]
+
+
 def directives(policy: str) -> dict[str, list[str]]:
     parts = [part.split() for part in policy.split(";") if part.strip()]
     return {name: words for name, *words in parts}

@@ -11,6 +11,7 @@ from asgiref.sync import sync_to_async
 from api.authentication import new_key
 from api.schemas import parse
 from jobs.models import Job, JobState
+from tests.api.callers import caller
 from tests.jobs.scripted import ScriptedNode, until
 from worker_agent.contract import Done, Usage
 
@@ -19,11 +20,6 @@ BODY = {"model": "m", "input": ["one two", "three"], "encoding_format": "base64"
 ANSWER = b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":"AAAAAA=="}],  "model":"m"}'
 NO_PATH = "The model is not made for such requests: its engine does not know this path."
 make = sync_to_async(new_key)
-
-
-async def caller(**how) -> dict[str, str]:
-    _, secret = await make("ann", **how)
-    return {"Authorization": f"Bearer {secret}"}
 
 
 async def recorded(job: str, state: JobState) -> Job:

@@ -14,6 +14,7 @@ from api.authentication import new_key
 from jobs import retention
 from jobs.interactive import new_job_id
 from jobs.models import Attempt, Job, JobState
+from tests.api.callers import caller
 from tests.jobs.scripted import ScriptedNode, until
 from tests.nodes.agents import enrol
 from worker_agent.contract import Cancel
@@ -21,11 +22,6 @@ from worker_agent.contract import Cancel
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"model": "m", "prompt": "hello"}
 make = sync_to_async(new_key)
-
-
-async def caller(name: str, **how) -> dict[str, str]:
-    _, secret = await make(name, **how)
-    return {"Authorization": f"Bearer {secret}"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from asgiref.sync import sync_to_async
 
 from api.authentication import new_key
 from gputorrent import ledger
+from tests.api.callers import caller
 from tests.jobs.scripted import ScriptedNode
 from tests.tables import rename
 
@@ -19,8 +20,7 @@ make = sync_to_async(new_key)
 
 @pytest.fixture
 async def headers(ledger):
-    _, secret = await make("boss", staff=True)
-    return {"Authorization": f"Bearer {secret}"}
+    return await caller("boss", staff=True)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,12 @@ from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.authentication import new_key
-from gputorrent.redis import Pipe
-from gputorrent.redis import asynchronous as connect
 from jobs import asynchronous
 from jobs.board import Board
 from jobs.models import TERMINAL, Attempt, Batch, Job
 from nodes.models import Gpu, Node, NodeModel, NodeState
 from tests.api import promtool
+from tests.api.callers import caller
 from tests.jobs.scripted import ScriptedNode, done
 from worker_agent.contract import Outcome, Report
 
@@ -35,16 +34,8 @@ def _token(settings):
 
 
 @pytest.fixture
-async def pipe():
-    client = connect()
-    yield Pipe(client)
-    await client.aclose()
-
-
-@pytest.fixture
 async def key(ledger):
-    _, secret = await sync_to_async(new_key)("alice")
-    return {"Authorization": f"Bearer {secret}"}
+    return await caller("alice")
 
 
 def parsed(answer):

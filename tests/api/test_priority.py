@@ -12,6 +12,7 @@ from api.authentication import Caller, new_key
 from api.errors import ApiError
 from jobs import poison
 from jobs.models import Job
+from tests.api.callers import caller
 from tests.jobs.desk import request
 from tests.jobs.scripted import ScriptedNode, until
 
@@ -21,8 +22,7 @@ HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 @pytest.fixture
 async def key(ledger) -> dict[str, str]:
-    _, secret = await sync_to_async(new_key)("ann")
-    return {"Authorization": f"Bearer {secret}"}
+    return await caller()
 
 
 def asked(most: int, header: str) -> int:

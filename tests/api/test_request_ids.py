@@ -14,6 +14,7 @@ from api.authentication import new_key
 from gputorrent import logs, tracing
 from gputorrent.access import Sparing, Traced
 from jobs.models import Job, JobState
+from tests.api.callers import caller
 from tests.jobs.scripted import ScriptedNode
 from worker_agent.contract import Outcome
 
@@ -25,8 +26,7 @@ make = sync_to_async(new_key)
 @pytest.fixture
 async def key(ledger) -> dict[str, str]:
     """The headers of a caller with a good key."""
-    _, secret = await make("ann lee")
-    return {"Authorization": f"Bearer {secret}"}
+    return await caller("ann lee")
 
 
 def lines(caplog) -> list[str]:

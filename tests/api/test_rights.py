@@ -14,18 +14,13 @@ from api.authentication import new_key, rotate
 from jobs import asynchronous
 from jobs.models import Job, JobState
 from nodes.models import Node, NodeState
+from tests.api.callers import caller
 from tests.jobs.desk import Desk
 from tests.jobs.scripted import ScriptedNode, until
 from worker_agent.contract import Outcome
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 A, B = "a" * 16, "b" * 16
-
-
-async def holder(**options: Any) -> dict[str, str]:
-    """The headers of a caller with a key of these options."""
-    _, secret = await sync_to_async(new_key)("ann", **options)
-    return {"Authorization": f"Bearer {secret}"}
 
 
 def say(model: str = "m", **more: Any) -> dict[str, Any]:
@@ -53,7 +48,7 @@ def code(answer: httpx.Response) -> str:
 async def test_a_key_may_use_the_models_it_names(serve, wire, allowed, good, bad):
     for n, model in enumerate(("m", "mm", "other", "a/b-c")):
         ScriptedNode(wire, str(n) * 16, model=model)
-    ann = await holder(allowed_models=allowed)
+    ann = await caller(allowed_models=allowed)
     client = await serve()
     listed = {m["id"] for m in (await client.get("/v1/models", headers=ann)).json()["data"]}
     assert good in listed
@@ -79,7 +74,7 @@ async def test_only_the_nodes_it_names_see_its_prompts(serve, wire, allowed):
     await known(A, labels={"zone": "us"})
     await known(B, labels={"zone": "eu", "disk": "ssd"})
     other, theirs = ScriptedNode(wire, A, slots=9), ScriptedNode(wire, B, slots=1)
-    ann = await holder(allowed_nodes=allowed)
+    ann = await caller(allowed_nodes=allowed)
     client = await serve()
     asking = [asyncio.create_task(client.post(CHAT, json=say(), headers=ann)) for _ in range(3)]
     for _ in asking:  # one runs, two wait, while the other node is idle
@@ -114,7 +109,7 @@ async def test_where_none_of_its_nodes_serves_the_model_it_says_so(serve, wire, 
     await known(A)
     await known(B)
     idle = ScriptedNode(wire, A)
-    ann = await holder(allowed_nodes=allowed)
+    ann = await caller(allowed_nodes=allowed)
     client = await serve()
     answer = await client.post(CHAT, json=say(), headers=ann)
     assert (answer.status_code, code(answer)) == (503, "no_workers")
@@ -127,7 +122,7 @@ async def test_asynchronous_work_goes_to_its_nodes_only_and_waits_for_them(serve
     await known(A)
     await known(B)
     other = ScriptedNode(wire, A, slots=9)
-    ann = await holder(allowed_nodes=["node-bbbb"], priority=-5)
+    ann = await caller(allowed_nodes=["node-bbbb"], priority=-5)
     client = await serve()
     job = (await client.post("/jobs", json=say(), headers=ann)).json()["id"]
     with pytest.raises(asynchronous.TryAgainLater):
@@ -140,7 +135,7 @@ async def test_asynchronous_work_goes_to_its_nodes_only_and_waits_for_them(serve
 
 async def test_a_key_of_higher_priority_is_served_first(serve, wire):
     node = ScriptedNode(wire)
-    low, high = await holder(), await holder(priority=5)
+    low, high = await caller(), await caller(priority=5)
     client = await serve()
     asking = [asyncio.create_task(client.post(CHAT, json=say(), headers=low))]
     work = await node.take()
@@ -193,7 +188,7 @@ async def test_a_rotated_key_has_two_secrets_for_its_grace_and_one_without(serve
 
 async def test_limits_are_told_in_headers_and_kept(door, serve, wire):
     node = ScriptedNode(wire, slots=4)
-    ann = await holder(requests_per_minute=2, tokens_per_minute=10_000)
+    ann = await caller(requests_per_minute=2, tokens_per_minute=10_000)
     client = await serve()
     asking = asyncio.create_task(client.post(CHAT, json=say(max_tokens=50), headers=ann))
     node.done(await node.take())
@@ -214,7 +209,7 @@ async def test_limits_are_told_in_headers_and_kept(door, serve, wire):
 
 
 async def test_a_refusal_by_the_board_costs_no_request(serve, wire):
-    ann = await holder(requests_per_minute=1, concurrency=1)
+    ann = await caller(requests_per_minute=1, concurrency=1)
     node = ScriptedNode(wire)
     node.die()
     client = await serve()
@@ -290,7 +285,7 @@ def wire_of(node: ScriptedNode) -> Any:
 )
 async def test_however_a_request_ends_its_place_is_free_again(serve, wire, end):
     node = ScriptedNode(wire)
-    ann = await holder(concurrency=1, tokens_per_day=100_000)
+    ann = await caller(concurrency=1, tokens_per_day=100_000)
     client = await serve()
     await end(client, node, ann)
     await until(lambda: not wire.keys("gt:limits:open:*") and not wire.keys("gt:limits:reserved:*"))
@@ -298,7 +293,7 @@ async def test_however_a_request_ends_its_place_is_free_again(serve, wire, end):
 
 async def test_one_more_than_its_concurrency_is_refused_meanwhile(serve, wire):
     node = ScriptedNode(wire, slots=4)
-    ann, bob = await holder(concurrency=1), await holder()
+    ann, bob = await caller(concurrency=1), await caller()
     client = await serve()
     asking = asyncio.create_task(client.post(CHAT, json=say(), headers=ann))
     work = await node.take()
@@ -313,7 +308,7 @@ async def test_one_more_than_its_concurrency_is_refused_meanwhile(serve, wire):
 
 async def test_an_asynchronous_job_takes_its_real_tokens_from_the_budget(serve, wire):
     ScriptedNode(wire)
-    ann = await holder(tokens_per_day=1000, concurrency=1)
+    ann = await caller(tokens_per_day=1000, concurrency=1)
     client = await serve()
     job = (await client.post("/jobs", json=say(max_tokens=400), headers=ann)).json()["id"]
     answer = await client.post("/jobs", json=say(max_tokens=600), headers=ann)

@@ -15,6 +15,8 @@ SECONDS = 400
 """For a broken build; nothing is timed here."""
 
 Lines = dict[str, dict[str, Any]]
+Seen = dict[str, Lines | Exception]
+"""By client; the exception of one whose program broke."""
 
 
 def run(client: str, program: str, plan: dict[str, str], log: Path) -> Lines:
@@ -37,3 +39,23 @@ def run(client: str, program: str, plan: dict[str, str], log: Path) -> Lines:
     assert done.returncode == 0, log.read_text()[-4000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
     return {line["case"]: line for line in lines}
+
+
+def tried(client: str, program: str, plan: dict[str, str], log: Path) -> Lines | Exception:
+    """As `run`; what went wrong is for the tests of that client to raise."""
+    try:
+        return run(client, program, plan, log)
+    except (AssertionError, subprocess.TimeoutExpired) as e:
+        return e
+
+
+def saw(seen: Seen, client: str, case: str) -> dict[str, Any]:
+    """What a client saw in a case. Raises AssertionError if it did not get so far, or broke there."""
+    lines = seen[client]
+    if isinstance(lines, Exception):
+        raise lines
+    assert case in lines, f"{client} has no such case, or ended before it"
+    line = lines[case]
+    assert "raised" not in line, line["raised"]
+    found: dict[str, Any] = line["saw"]
+    return found

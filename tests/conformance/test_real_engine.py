@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.conformance import environments, world
-from tests.conformance.running import Lines, run
+from tests.conformance.running import Seen, saw, tried
 from tests.journeys.cluster import Cluster
 from tests.journeys.test_vllm_models import ENGINE, FOLDER, PATIENT
 
@@ -86,18 +85,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def seen(real: Cluster) -> dict[str, Lines | Exception]:
+def seen(real: Cluster) -> Seen:
     """What each client that can be run here has seen, one after the other."""
-    found: dict[str, Lines | Exception] = {}
-    for name, (program, _) in CLIENTS.items():
-        if environments.missing(name):
-            continue
-        try:
-            plan = {**world.plan(real, name), "fast": MODEL}
-            found[name] = run(name, program, plan, real.folder / f"{name}.log")
-        except (AssertionError, subprocess.TimeoutExpired) as e:
-            found[name] = e
-    return found
+    return {
+        name: tried(name, program, {**world.plan(real, name), "fast": MODEL}, real.folder / f"{name}.log")
+        for name, (program, _) in CLIENTS.items()
+        if not environments.missing(name)
+    }
 
 
 @pytest.mark.parametrize(
@@ -105,17 +99,11 @@ def seen(real: Cluster) -> dict[str, Lines | Exception]:
 )
 def test_a_client_sees_of_the_real_engine_what_its_users_expect(client, case, needs, request):
     needs(client)
-    lines = request.getfixturevalue("seen")[client]
-    if isinstance(lines, Exception):
-        raise lines
-    assert case in lines, f"{client} has no such case, or ended before it"
-    line = lines[case]
-    assert "raised" not in line, line["raised"]
-    saw = line["saw"]
+    found = saw(request.getfixturevalue("seen"), client, case)
     if case.endswith("disconnect"):
-        ended = request.getfixturevalue("real").job_ended(saw.pop("job"))
+        ended = request.getfixturevalue("real").job_ended(found.pop("job"))
         assert ended["status"] == "cancelled"
-    assert saw == CLIENTS[client][1][case]
+    assert found == CLIENTS[client][1][case]
 
 
 def test_nothing_is_left_on_the_real_engine(request, real):

@@ -29,6 +29,7 @@ class Page:
         query: str = "",
         origin: str | None = "http://testserver",
         path: str = "/ws/dashboard",
+        app: Any = application,
     ):
         headers = [(b"host", b"testserver"), (b"cookie", cookie.encode())]
         if origin is not None:
@@ -41,7 +42,7 @@ class Page:
             "subprotocols": [],
             "state": {STATE: hub} if hub else {},
         }
-        self.socket = ApplicationCommunicator(application, scope)
+        self.socket = ApplicationCommunicator(app, scope)
         self.parts: dict[str, str] = {}
         self.cards: dict[str, str] = {}
         self.order: list[str] = []

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from channels.auth import AuthMiddlewareStack
+from channels.routing import URLRouter
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.db import transaction
+from django.urls import path
 
 from dashboard import consumer
 from dashboard.consumer import DashboardConsumer
+from dashboard.hub import Visitor
+from dashboard.selecting import View
 from jobs.models import Job, JobState
 from nodes.models import Gpu, Node, NodeModel, NodeState
 from tests.dashboard.conftest import Page, session
 from tests.jobs.scripted import ScriptedNode, until
+from tests.tables import rename
 
 
 @pytest.fixture
@@ -124,10 +131,22 @@ async def test_what_is_no_browser_needs_a_session_all_the_same(hub, staff):
             await page.close()
 
 
+class Suspicious(DashboardConsumer):
+    asked_again_seconds = 0.1
+
+
+class Hasty(DashboardConsumer):
+    shown_within_seconds = 1.5
+
+
+def served(by: type[DashboardConsumer]) -> Any:
+    """The application, with another consumer."""
+    return AuthMiddlewareStack(URLRouter([path("ws/dashboard", by.as_asgi())]))
+
+
 @pytest.mark.parametrize("what", ["deactivated", "logged out", "no staff any more"])
-async def test_who_may_no_longer_watch_is_sent_away(hub, staff, monkeypatch, what):
-    monkeypatch.setattr(DashboardConsumer, "asked_again_seconds", 0.1)
-    page = Page(hub, staff)
+async def test_who_may_no_longer_watch_is_sent_away(hub, staff, what):
+    page = Page(hub, staff, app=served(Suspicious))
     await page.open()
     await page.message()
     if what == "deactivated":
@@ -140,18 +159,41 @@ async def test_who_may_no_longer_watch_is_sent_away(hub, staff, monkeypatch, wha
     assert await page.closed() == consumer.REFUSED
 
 
+async def test_who_was_let_in_stays_while_the_ledger_is_away(hub, staff):
+    page = Page(hub, staff, app=served(Suspicious))
+    await page.open()
+    await page.message()
+    await rename("django_session", "django_session_away")
+    try:
+        for _ in range(3):  # rounds of half a second: it is asked again in each
+            await page.message()
+    finally:
+        await rename("django_session_away", "django_session")
+    await page.close()
+
+
 async def test_without_a_hub_the_page_comes_again_later(staff, wire):
     page = Page(None, staff)
     await page.open()
     assert await page.closed() == consumer.NOT_HERE
 
 
+async def test_one_process_shows_itself_to_so_many_pages(hub, staff, wire):
+    for _ in range(consumer.MOST_SOCKETS - 1):
+        hub.join(Visitor(View()))
+    last, more = Page(hub, staff), Page(hub, staff)
+    await last.open()
+    await last.message()
+    await more.open()
+    assert await more.closed() == consumer.NOT_HERE
+    await last.close()
+
+
 # -- slow pages, and pages that talk nonsense ----------------------------------------------------------
 
 
-async def test_a_page_that_shows_nothing_gets_one_message_and_is_sent_away(hub, staff, monkeypatch):
-    monkeypatch.setattr(DashboardConsumer, "shown_within_seconds", 1.5)
-    slow, quick = Page(hub, staff), Page(hub, staff)
+async def test_a_page_that_shows_nothing_gets_one_message_and_is_sent_away(hub, staff):
+    slow, quick = Page(hub, staff, app=served(Hasty)), Page(hub, staff, app=served(Hasty))
     await slow.open()
     await quick.open()
     await slow.message(seen=False)
@@ -179,7 +221,15 @@ async def test_a_slow_page_is_told_the_sum_of_what_it_missed(hub, staff, wire):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"view": {"page": 0}}', '{"run": "rm"}', '{"view": {"q": "' + "x" * 3000 + '"}}', '"\ud800"'],
+    [
+        "",
+        "[]",
+        '{"view": {"page": 0}}',
+        '{"run": "rm"}',
+        '{"view": {"q": "' + "x" * 3000 + '"}}',
+        '"\ud800"',
+        "{%s}" % (" " * 3000),
+    ],
 )
 async def test_nonsense_ends_the_socket(page, text):
     await page.message()

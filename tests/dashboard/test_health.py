@@ -49,7 +49,10 @@ def test_a_node_that_has_left_is_no_fault_but_none_left_is():
     ],
 )
 def test_what_is_away_comes_before_what_nodes_have(parts, said):
-    assert says([node(models=[line(state="failed")])], [model()], parts=parts) == said
+    nodes = [node(models=[line(state="failed")])]
+    assert says(nodes, [model()], parts=parts) == said
+    bad = [f.text for f in findings(parts, nodes, [model()], Totals()) if f.level == Level.BAD]
+    assert bad == [said]  # without Redis nobody knows whether a jobworker runs
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_what_is_away_comes_before_what_nodes_have(parts, said):
         (node(state=Shown.PENDING), "1 node waits for approval: lab-a."),
         (node(models=[line(breaker="open")]), "1 breaker is open: m on lab-a."),
         (node(models=[line(state="failed")]), "1 model could not be loaded: m on lab-a."),
-        (node(gpus=[gpu(temperature=93)]), "1 node has a GPU at 90 °C or more: lab-a."),
+        (node(gpus=[gpu(temperature=90)]), "1 node has a GPU at 90 °C or more: lab-a."),
         (node(disk_free=2**30), "1 node has less than 5 GiB of disk left: lab-a."),
     ],
 )
@@ -66,6 +69,21 @@ def test_what_a_node_has_is_said_and_ranks_its_card(card, said):
     assert said in [f.text for f in findings(Parts(), [card, node("b")], [model()], Totals())]
     hottest = max((g.temperature for g in card.gpus), default=None)
     assert node_level(card.state, card.models, hottest, card.disk_free) == Level.WARN
+
+
+@pytest.mark.parametrize(
+    ("state", "models", "level"),
+    [
+        (Shown.ONLINE, [line()], Level.FINE),
+        (Shown.ONLINE, [line(state="downloading")], Level.NOTE),
+        (Shown.DRAINING, [line()], Level.NOTE),
+        (Shown.SILENT, [line()], Level.BAD),
+        (Shown.GONE, [line(state="failed")], Level.FINE),
+    ],
+)
+def test_a_card_ranks_by_its_worst_and_one_that_has_left_by_nothing(state, models, level):
+    """Its disk is not measured, which is no full one."""
+    assert node_level(state, models, None, 0) == level
 
 
 def test_a_half_open_breaker_and_a_drain_are_no_alarm():
@@ -82,6 +100,7 @@ def test_a_queue_is_told_by_what_would_shorten_it():
 
 def test_a_few_errors_are_no_alarm_and_many_are():
     assert says([node()], [model()], Totals(requests=100, errors=4)).startswith("All is well")
+    assert says([node()], [model()], Totals(requests=4, errors=4)).startswith("All is well")
     assert says([node()], [model()], Totals(requests=1000, errors=30)).startswith("All is well")
     assert "30 of 100 requests" in says([node()], [model()], Totals(requests=100, errors=30))
 

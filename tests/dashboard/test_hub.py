@@ -71,6 +71,17 @@ async def test_without_redis_it_says_so(desk, wire, hub):
     assert "Redis does not answer" in visitor.latest.parts["health"]
 
 
+async def test_what_was_edited_in_place_is_seen_with_the_next_whole_reading(hub, wire):
+    node = await Node.objects.acreate(pk="a" * 16, name="lab", state=NodeState.ONLINE)
+    await Gpu.objects.acreate(node=node, index=0, uuid="u", name="L40S", vram_total=2, vram_free=1)
+    visitor = Visitor(View())
+    hub.join(visitor)
+    await until(lambda: "L40S" in visitor.latest.cards.get(node.pk, ""))
+    await Gpu.objects.aupdate(name="H200")
+    hub._whole_from = 0.0  # as if ten seconds had passed
+    await until(lambda: "H200" in visitor.latest.cards[node.pk])
+
+
 def test_without_the_ledger_it_shows_what_it_said_last():
     def away(_) -> rows.Rows:
         raise OperationalError

@@ -13,6 +13,7 @@ from dashboard.sampling import EVERY
 from gputorrent.redis import blocking
 from jobs import metrics
 from jobs.metrics import Counts
+from tests.jobs.scripted import ScriptedNode
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -69,6 +70,20 @@ def test_old_samples_are_added_up_and_nothing_is_lost(wire):
     assert (first.requests, first.first_tokens, first.waiting) == (15, {"0.25": 15}, 2.5)
     assert (second.requests, second.at) == (51, hour + datetime.timedelta(minutes=1))
     assert sampling.thin() == 0
+
+
+def test_a_minute_of_which_a_part_was_sampled_is_a_rate_over_that_part(wire):
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0) - datetime.timedelta(hours=3)
+    parts = [row(hour + datetime.timedelta(seconds=10 * n), requests=1, nodes=n or None) for n in range(3)]
+    minute = sampling.added(parts, 60)
+    assert (minute.covered, minute.requests, minute.nodes) == (30, 3, 1.5)
+
+
+def test_nodes_are_counted_that_can_take_work(wire):
+    ScriptedNode(wire, "a" * 16)
+    ScriptedNode(wire, "b" * 16).die()
+    sampling.sample()
+    assert Sample.objects.exclude(nodes=None).get().nodes == 1
 
 
 def test_a_day_later_they_are_five_minutes_and_after_the_retention_gone(wire, settings):

@@ -10,7 +10,7 @@ from tests.dashboard.made import gpu, line, node
 
 NODES = [
     node("calm"),
-    node("gone", state=Shown.GONE),
+    node("been", state=Shown.GONE),
     node("bad", state=Shown.SILENT, level=Level.BAD, gpus=[gpu(name="H100 NVL")]),
     node("also", models=[line(name="Qwen/Qwen3-8B")]),
     node("warm", level=Level.WARN),
@@ -22,7 +22,7 @@ def names(view: View) -> list[str]:
 
 
 def test_those_in_need_come_first_and_those_that_have_left_last():
-    assert names(View()) == ["bad", "warm", "also", "calm", "gone"]
+    assert names(View()) == ["bad", "warm", "also", "calm", "been"]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_those_in_need_come_first_and_those_that_have_left_last():
         (View(q="qwen also"), ["also"]),
         (View(q="qwen calm"), []),
         (View(show="attention"), ["bad", "warm"]),
-        (View(show="gone"), ["gone"]),
+        (View(show="gone"), ["been"]),
         (View(show="online", q="a"), ["warm", "also", "calm"]),
     ],
 )

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import redis
 
-from gputorrent.redis import Pipe, asynchronous
+from gputorrent.redis import Pipe
 from jobs.board import Board
 from nodes import view
 from tests.jobs.scripted import ScriptedNode, work
@@ -18,13 +18,6 @@ NODES = ("a" * 16, "b" * 16)
 def _empty_wire(wire: redis.Redis) -> None:
     """Every test here may touch Redis, which holds nothing but the sign that it is ours."""
     wire.set(view.ALIVE, "1")
-
-
-@pytest.fixture
-async def pipe() -> AsyncIterator[Pipe]:
-    client = asynchronous()
-    yield Pipe(client)
-    await client.aclose()
 
 
 @pytest.fixture

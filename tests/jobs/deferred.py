@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from gputorrent.redis import Pipe, asynchronous
 from jobs import asynchronous as verbs
-from jobs import sweeping
+from jobs import heals, sweeping
 from jobs.board import Board
 from jobs.models import Job
 from nodes.models import Node
@@ -39,6 +39,11 @@ def inbox(wire, node: Node) -> list[Work]:
     entries = wire.xrange(inbox_key(node.pk))
     wire.delete(inbox_key(node.pk))
     return [decode_work(fields[b"m"]) for _, fields in entries]
+
+
+def healed(wire) -> dict[str, int]:
+    """How often something was put right, by kind."""
+    return {k.decode(): int(v) for k, v in wire.hgetall(heals.KEY).items()}
 
 
 def on_board(verb: str, *arguments):

@@ -18,11 +18,10 @@ from jobs.models import Attempt, Job, JobState
 from nodes.registry import Refusal
 from tests.jobs import deferred
 from tests.jobs.scripted import ScriptedNode, done, until
+from tests.nodes.agents import controls
 from worker_agent.contract import (
     Cancel,
     Outcome,
-    control_key,
-    decode_control,
     reply_key,
 )
 
@@ -265,10 +264,6 @@ def deferred_cancel(desk):
 @pytest.fixture
 async def box(wire, ledger):
     return await sync_to_async(deferred.a_node)(wire)
-
-
-def controls(wire, node) -> list:
-    return [decode_control(fields[b"m"]) for _, fields in wire.xrange(control_key(node.pk))]
 
 
 def ended(row) -> None:

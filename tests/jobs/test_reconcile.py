@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import msgspec
 import pytest
@@ -18,10 +17,23 @@ from jobs.owners import SETTLED_SECONDS
 from nodes import listing, view
 from nodes.listing import Listing
 from nodes.models import Node
-from tests.jobs.deferred import a_node, age, ago, inbox, on_board, queued, report, route, submit, sweep
+from tests.jobs.deferred import (
+    a_node,
+    age,
+    ago,
+    healed,
+    inbox,
+    on_board,
+    queued,
+    report,
+    route,
+    submit,
+    sweep,
+)
 from tests.jobs.desk import request
 from tests.jobs.scripted import work
-from worker_agent.contract import Cancel, Work, control_key, decode_control
+from tests.nodes.agents import controls
+from worker_agent.contract import Cancel, Work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -42,14 +54,6 @@ def lists(wire, node: Node, *attempts: str, before: float = 1.0, incarnation: in
     at = now(wire)
     both = Listing(at, incarnation, frozenset(attempts), at - before, frozenset(attempts))
     wire.hset(listing.KEY, node.pk, msgspec.msgpack.encode(both))
-
-
-def healed(wire) -> dict[str, int]:
-    return {k.decode(): int(v) for k, v in wire.hgetall("gt:heals").items()}
-
-
-def cancels(wire, node: Node) -> list[Any]:
-    return [decode_control(fields[b"m"]) for _, fields in wire.xrange(control_key(node.pk))]
 
 
 def started(wire, node: Node, minutes: int = 5) -> tuple[Job, Work]:
@@ -147,7 +151,7 @@ def test_slots_and_places_in_the_queue_of_a_web_process_that_is_gone_come_back(w
     assert on_board("held") == []
     assert on_board("waiting") == []
     assert healed(wire) == {"slot": 1, "waiter": 1}
-    assert cancels(wire, node) == [Cancel(placed.job, 1)]
+    assert controls(wire, node) == [Cancel(placed.job, 1)]
 
 
 def reserve(item: Work, node: Node) -> None:
@@ -242,7 +246,7 @@ def test_a_node_that_goes_on_with_what_is_over_is_told_to_stop_once(wire, node):
     assert sweep()["healed"] == 1
     sweep()
     job, _, attempt = name.partition(":")
-    assert cancels(wire, node) == [Cancel(job, int(attempt))]
+    assert controls(wire, node) == [Cancel(job, int(attempt))]
     assert healed(wire) == {"unwanted_work": 1}
 
 
@@ -253,7 +257,7 @@ def test_an_attempt_that_was_given_up_counts_as_over_though_its_job_goes_on(wire
     Job.objects.update(state=JobState.PENDING, attempt_count=2)
     lists(wire, node, f"{job.id}:1")
     sweep()
-    assert cancels(wire, node) == [Cancel(job.id, 1)]
+    assert controls(wire, node) == [Cancel(job.id, 1)]
 
 
 def test_work_without_a_row_is_stopped_when_it_is_old_enough_to_have_one(wire, node):
@@ -261,7 +265,7 @@ def test_work_without_a_row_is_stopped_when_it_is_old_enough_to_have_one(wire, n
     old = f"{int((now(wire) - 300) * 1000):012x}{young[12:]}"
     lists(wire, node, f"{young}:1", f"{old}:1", "nonsense", before=20)
     sweep()
-    assert cancels(wire, node) == [Cancel(old, 1)]
+    assert controls(wire, node) == [Cancel(old, 1)]
 
 
 @pytest.mark.parametrize("why", ["just ended", "runs", "has a slot", "node is silent", "one beat"])
@@ -282,7 +286,7 @@ def test_work_that_only_looks_unwanted_goes_on(wire, node, why):
             one = Listing(now(wire), 1, frozenset({name}))
             wire.hset(listing.KEY, node.pk, msgspec.msgpack.encode(one))
     sweep()
-    assert cancels(wire, node) == []
+    assert controls(wire, node) == []
     assert healed(wire) == {}
 
 

@@ -11,6 +11,7 @@ from jobs.errors import UpstreamFailed
 from jobs.interactive import new_job_id
 from nodes import listing, view
 from nodes.listing import Listing
+from tests.jobs.deferred import healed
 from tests.jobs.scripted import ScriptedNode, until, work
 
 
@@ -37,10 +38,6 @@ async def recount(desk, times: int = 2) -> None:
     for _ in range(times):
         await desk.watch.recount()
         await desk.settled()
-
-
-def healed(wire) -> dict[str, int]:
-    return {k.decode(): int(v) for k, v in wire.hgetall("gt:heals").items()}
 
 
 async def test_what_the_node_does_not_have_is_placed_again(desk, wire, node):

@@ -195,6 +195,17 @@ def test_requests_of_another_kind_meet_other_nodes():
     assert cluster.decide(tried={"n000", "n001", "n002"}) == Refuse(Why.ALL_TRIED)
 
 
+def test_who_may_not_go_everywhere_is_not_sent_where_others_went_before():
+    """One after the other, since each kind's standing is kept for the next."""
+    cluster = Cluster([a_node(n) for n in range(3)])
+    found = [
+        {s.node for s in cluster.place(0, only=only).order}
+        for only in (None, frozenset({"n001"}), frozenset({"n002"}), None)
+    ]
+    everywhere = {"n000", "n001", "n002"}
+    assert found == [everywhere, {"n001"}, {"n002"}, everywhere]
+
+
 def test_what_one_kind_takes_the_others_see():
     cluster = Cluster([a_node(0, slots=1), a_node(1, slots=1)])
     assert cluster.place(0).order[0].node == "n000"

@@ -118,6 +118,18 @@ def test_all_together_are_bounded_and_those_that_ended_go_first():
     assert tails.size == sum(tail.size for name in "abcdefgh" if (tail := tails.get(name)))
 
 
+def test_when_memory_is_short_who_comes_late_gets_a_share_of_it():
+    tails = Tails()
+    running = [tails.begin(job(name), 1) for name in "abc"]
+    for n in range(30):
+        running[n % 3].add(part(n, wide=20))
+    assert tails.size > 2500
+    running += [tails.begin(job(name), 1) for name in "def"]
+    for n in range(60):
+        running[n % 6].add(part(n, wide=20))
+    assert min(tail.size for tail in running) >= 300
+
+
 def test_an_ended_stream_is_kept_for_a_while_without_its_job():
     tails = Tails()
     one = job()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+import redis
+
 from nodes import registry
 from nodes.models import Node
 from worker_agent.contract import (
     PROTOCOL,
+    Control,
     Gpu,
     GpuLoad,
     Heartbeat,
@@ -17,6 +20,8 @@ from worker_agent.contract import (
     ModelState,
     Register,
     Registered,
+    control_key,
+    decode_control,
 )
 
 GIB = 1 << 30
@@ -92,3 +97,9 @@ def heartbeat(incarnation: int = 1, **changes: Any) -> Heartbeat:
         "attempts": [],
     }
     return Heartbeat(**{**fields, **changes})
+
+
+def controls(wire: redis.Redis, node: Node) -> list[Control]:
+    """What a node was told beside its work, so far; it stays there."""
+    entries: Any = wire.xrange(control_key(node.pk))
+    return [decode_control(fields[b"m"]) for _, fields in entries]

@@ -18,6 +18,8 @@ from nodes.models import EnrolmentToken, Node, NodeModel, NodeState
 from tests.nodes.agents import enrol, model
 from worker_agent.contract import ModelState, lease_key
 
+MOMENT = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
+
 pytestmark = pytest.mark.django_db
 
 
@@ -77,6 +79,23 @@ def test_the_report_reads_leases_and_does_not_grow_with_nodes(wire, django_asser
         Node.objects.filter(pk=other.pk).update(token=token)
     with django_assert_num_queries(3):
         assert len(joining.report(token)["nodes"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "valid"),
+        ({"uses": 9}, "valid"),  # as often as one likes
+        ({"max_uses": 2, "uses": 1}, "valid"),
+        ({"max_uses": 2, "uses": 2}, "used up"),
+        ({"expires_at": MOMENT + datetime.timedelta(seconds=1)}, "valid"),
+        ({"expires_at": MOMENT}, "expired"),
+        ({"revoked_at": MOMENT, "max_uses": 1, "uses": 1}, "revoked"),
+    ],
+)
+def test_what_a_token_is_good_for_is_said(fields, said):
+    token = EnrolmentToken(**{"max_uses": None, "uses": 0, "expires_at": None, **fields})
+    assert joining.standing(token, MOMENT) == said
 
 
 def test_only_a_token_that_there_is_can_be_noted_as_fetched(wire):

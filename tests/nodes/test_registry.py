@@ -9,7 +9,7 @@ from django.utils import timezone
 from nodes import acl, registry, steering, view
 from nodes.models import Node, NodeEvent, NodeState
 from nodes.registry import Refusal
-from tests.nodes.agents import GIB, HERE, enrol, gpu, heartbeat, model
+from tests.nodes.agents import GIB, HERE, controls, enrol, gpu, heartbeat, model
 from worker_agent.contract import (
     Drain,
     Goodbye,
@@ -17,7 +17,6 @@ from worker_agent.contract import (
     ModelState,
     Resume,
     control_key,
-    decode_control,
     inbox_key,
     lease_key,
 )
@@ -38,10 +37,6 @@ def routed(wire, node: Node):
 
 def slots(wire) -> dict[str, int]:
     return {k.decode(): int(v) for k, v in wire.hgetall(view.SLOTS).items()}
-
-
-def told(wire, node: Node) -> list:
-    return [decode_control(fields[b"m"]) for _, fields in wire.xrange(control_key(node.pk))]
 
 
 # -- beats ---------------------------------------------------------------------------------------------
@@ -189,7 +184,7 @@ def test_drain_and_resume_tell_the_agent_and_close_and_open_its_slots(wire):
     assert not steering.drain(node, "ann")
     assert steering.resume(node, "bob")
     assert slots(wire) == {f"{node.pk}/m": 4}
-    assert told(wire, node) == [Drain(), Drain(), Resume()]
+    assert controls(wire, node) == [Drain(), Drain(), Resume()]
     assert [e.reason for e in NodeEvent.objects.all()[:2]] == ["resumed by bob", "drained by ann"]
 
 
