@@ -20,6 +20,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 import msgspec
+from channels.consumer import get_handler_name
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.db import DatabaseError, InterfaceError
 from msgspec import Struct
@@ -59,6 +60,11 @@ class DashboardConsumer(AsyncWebsocketConsumer):
     asked_again_seconds = 30.0
 
     _tasks: tuple[asyncio.Task[None], ...] = ()
+
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        # Channels' own goes to a thread before each message, to close database connections there: that was
+        # most of what a page costs. Whatever asks the database here does so in the ledger's threads.
+        await getattr(self, get_handler_name(message))(message)
 
     async def connect(self) -> None:
         headers = dict(self.scope["headers"])

@@ -41,7 +41,7 @@ _LOOK_SECONDS = 0.25
 _ROUND_SECONDS = 0.5
 _SLOWEST_SECONDS = 2.0
 _WHOLE_SECONDS = 10.0  # how often rows are read whose node has not changed: somebody may edit them in place
-_SHARE = 10  # rounds take at most one part in so many of a core, unless even the slowest take more
+_SHARE = 6  # rounds take at most one part in so many of a core, unless even the slowest take more
 
 
 class Visitor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -33,6 +34,11 @@ from jobs import dispatch  # noqa: E402
 log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
+
+_SWITCH_SECONDS = 0.0005
+"""How long the loop waits for a thread that computes: drawing the dashboard, writing the ledger. The
+interpreter's own 5 ms come again at each of the loop's turns, and a request takes several."""
+sys.setswitchinterval(_SWITCH_SECONDS)
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 

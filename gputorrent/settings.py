@@ -247,13 +247,6 @@ REDIS_PUBLIC_URL = _text("GPUTORRENT_REDIS_PUBLIC_URL")
 """How agents reach Redis (without credentials). Default: the host and port of REDIS_URL, and where that is
 a loopback address, the host by which the agent reached the coordinator."""
 
-CHANNEL_LAYERS = {
-    "default": {
-        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-        "CONFIG": {"hosts": [REDIS_URL], "prefix": "gt:channels"},
-    }
-}
-
 # -- deferred work (django-rq) -------------------------------------------------------------------------
 # JSON on both sides: whoever could write a pickle into these queues could run any code. Our `jobworker`
 # command gives its workers the same serializer, which django-rq's own `rqworker` would not.

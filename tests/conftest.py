@@ -27,8 +27,6 @@ def wire_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         django_settings.REDIS_URL = server.url
         for queue in django_settings.RQ_QUEUES.values():
             queue["URL"] = server.url
-        layer: dict[str, Any] = django_settings.CHANNEL_LAYERS["default"]
-        layer["CONFIG"]["hosts"] = [server.url]
         blocking.cache_clear()
         yield server.url
         blocking().close()
