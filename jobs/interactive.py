@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ class Lost:
 
 Event = Chunk | Done | Failed | Lost
 
-Over = Callable[["InteractiveJob"], Coroutine[Any, Any, None]]
+Over = Callable[["InteractiveJob"], asyncio.Future[Any]]
 """Done once when nothing more is awaited of a job, from its caller or from its node."""
 
 
