@@ -100,7 +100,7 @@ class _Leaving:
             self.task.cancel()
 
     def over(self) -> None:
-        """The answer is complete: leaving means nothing any more, and the server is about to say so itself."""
+        """The answer is complete: leaving means nothing any more. The server itself ends the watch."""
         self._over = True
 
     async def end(self) -> None:

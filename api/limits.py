@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
-import secrets
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -114,7 +114,7 @@ class Limiter:
         job.
         """
         tokens = estimate(request, context)
-        name = deferred or secrets.token_hex(8)
+        name = deferred or os.urandom(8).hex()
         permit = Permit(self, caller.key, name, waits=not deferred, limits=limits, tokens=tokens)
         permit.asked = self._script.ask(*self._question(permit, limits, tokens))
         return permit

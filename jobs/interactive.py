@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -56,6 +55,11 @@ def new_job_id() -> str:
     return f"{value:032x}"
 
 
+def tenant_of(key: int | None) -> str:
+    """Who shares fairly with whom."""
+    return str(key or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a caller wants, checked: `body` is what the engine gets, byte for byte."""
@@ -76,8 +80,7 @@ class Request:
 
     @property
     def tenant(self) -> str:
-        """Who shares fairly with whom."""
-        return str(self.key or 0)
+        return tenant_of(self.key)
 
     @property
     def prompt_tokens_about(self) -> int:
@@ -152,7 +155,7 @@ class InteractiveJob:
         if self.stopped:
             raise self.stopped
         self.attempt += 1
-        self.lease = secrets.token_bytes(16)
+        self.lease = os.urandom(16)
         self.next_seq = 0
         self._events.clear()
         self._buffered = 0
