@@ -97,8 +97,6 @@ class JobAdmin(Steered, ReadOnly):
         "shown_state",
         "model",
         "node",
-        "kind",
-        "attempt_count",
         "tokens",
         "first_token",
         "total",
@@ -213,8 +211,12 @@ class JobAdmin(Steered, ReadOnly):
 
     @display(description="state")
     def shown_state(self, job: Job) -> str:
+        """Attempts are told of where one was not enough."""
         text = f"{job.state}: {job.error_code}" if job.error_code else job.state
-        return words.badge(text, JOB_COLOURS.get(JobState(job.state), ""))
+        shown = words.badge(text, JOB_COLOURS.get(JobState(job.state), ""))
+        if job.attempt_count < 2:
+            return shown
+        return format_html("{}<small>{} attempts</small>", shown, job.attempt_count)
 
     @display(description="kind")
     def kind(self, job: Job) -> str:

@@ -136,6 +136,16 @@ def test_secrets_shown_once_and_forms_refused(looker):
     assert not wrong, "\n".join(wrong)
 
 
+def test_lists_fit_a_small_desktop(looker, session, rows):
+    wide = {}
+    for path in ("/admin/jobs/job/", "/admin/api/usage/"):
+        page = looker.open(path)
+        page.set_viewport_size({"width": 1280, "height": 800})
+        table = page.locator("#result_list")
+        wide[path] = table.evaluate("t => t.scrollWidth - t.closest('.simplebar-content').clientWidth")
+    assert all(beyond <= 0 for beyond in wide.values()), wide
+
+
 def test_the_login_and_the_way_out(looker, cluster):
     page = looker.page
     page.context.clear_cookies()
