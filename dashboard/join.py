@@ -57,6 +57,7 @@ def join(request: HttpRequest) -> HttpResponse:
         request,
         "join_follow",
         token=token,
+        back=reverse("join-follow", args=[token.pk]),
         command=text,
         again=again,
         address=wanted.address,
@@ -128,7 +129,6 @@ def _options(request: HttpRequest, token: EnrolmentToken) -> dict[str, Any]:
     any_node = "0" * 16
     return {
         "state": reverse("join-state", args=[token.pk]),
-        "follow": reverse("join-follow", args=[token.pk]),
         "approve": reverse("join-approve", args=[token.pk, any_node])
         if request.user.has_perm(APPROVE)
         else "",
