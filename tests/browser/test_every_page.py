@@ -1,4 +1,4 @@
-"""Every page of the admin that links and forms lead to, empty and with rows: who can use it, what it believes.
+"""Every page that links and forms of the admin lead to: who can use it, and what it believes.
 
 One cluster for all: first as `bootstrap` leaves it, then with a row of every kind whose texts try to be HTML.
 """
@@ -158,7 +158,7 @@ def test_the_login_and_the_way_out(looker, cluster):
     page.context.clear_cookies()
     assert_well(looker, [site.LOGIN])
     wrong = []
-    for told in ("correct username", "correct username", "correct username", "correct username", "Too many wrong"):
+    for told in (*["correct username"] * 4, "Too many wrong passwords"):
         page.fill("#id_username", "nobody")
         page.fill("#id_password", "not this one")
         page.click("button[type=submit]")

