@@ -222,8 +222,9 @@ class JobAdmin(Steered, ReadOnly):
     def kind(self, job: Job) -> str:
         return "asynchronous" if job.asynchronous else "stream" if job.stream else "whole"
 
-    @display(description="tokens in, out")
+    @display(description="tokens")
     def tokens(self, job: Job) -> str:
+        """In and out."""
         return f"{job.prompt_tokens:,} → {job.completion_tokens:,}"
 
     @display(description="key")

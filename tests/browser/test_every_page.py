@@ -174,9 +174,11 @@ def test_the_login_and_the_way_out(looker, cluster):
 
 def test_who_may_do_little_is_told_so(looker, cluster):
     cookie = {"name": "sessionid", "value": furnished.guest_session(cluster, staff=True), "url": cluster.url}
-    looker.page.context.clear_cookies()
-    looker.page.context.add_cookies([cookie])
+    page = looker.page
+    page.context.clear_cookies()
+    page.context.add_cookies([cookie])
     assert_well(looker, [site.ADMIN, "/admin/playground/", "/admin/join/", "/admin/nodes/node/"])
+    expect(page.get_by_role("link", name="Dashboard", exact=True)).to_be_visible()  # a way on
     looker.wrong.clear()  # the browser notes a 403 as an error of the page
 
 
