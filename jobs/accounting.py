@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.models import Attempt, Job, JobState
+from jobs.rows import AttemptRow, JobRow
 from worker_agent.contract import Usage
 
 
@@ -74,7 +75,7 @@ def tell(entries: Sequence[Entry], using: str) -> None:
             keep(entries, using)
 
 
-def of_job(job: Job) -> Entry | None:
+def of_job(job: Job | JobRow) -> Entry | None:
     """The entry of a job that has just become terminal; None if it has no key."""
     if job.key_id is None:
         return None
@@ -88,7 +89,7 @@ def of_job(job: Job) -> Entry | None:
     )
 
 
-def of_attempt(attempt: Attempt, job: Job, spent: Spent) -> Entry | None:
+def of_attempt(attempt: Attempt | AttemptRow, job: Job | JobRow, spent: Spent) -> Entry | None:
     """The entry of an attempt that has just been closed; None if it cost nothing."""
     if job.key_id is None or attempt.finished_at is None:
         return None

@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,8 +16,9 @@ from jobs import accounting, lifecycle
 from jobs.accounting import NOTHING, Spent
 from jobs.errors import JobError
 from jobs.lifecycle import Move
-from jobs.models import TERMINAL, Attempt, Job, JobState
+from jobs.models import TERMINAL, JobState
 from jobs.prompt import NO_PREFIX, Prefix
+from jobs.rows import AttemptRow, JobRow
 from jobs.tail import Tail
 from worker_agent.contract import Chunk, Done, Failed, Outcome, Reply
 
@@ -41,7 +42,7 @@ class Lost:
 
 Event = Chunk | Done | Failed | Lost
 
-Over = Callable[["InteractiveJob"], Coroutine[Any, Any, None]]
+Over = Callable[["InteractiveJob"], asyncio.Future[Any]]
 """Done once when nothing more is awaited of a job, from its caller or from its node."""
 
 
@@ -318,12 +319,12 @@ class InteractiveJob:
 
     # -- record --------------------------------------------------------------------------------------
 
-    def record(self) -> tuple[Job, list[Attempt]]:
+    def record(self) -> tuple[JobRow, list[AttemptRow]]:
         """The rows as they should now be in the ledger."""
         placed = next((t for t in reversed(self.tries) if t.node), None)
-        job = Job(
+        job = JobRow(
             id=self.id,
-            state=self.state,
+            state=self.state.value,
             version=self.version,
             path=self.request.path,
             model=self.request.model,
@@ -345,7 +346,7 @@ class InteractiveJob:
             error_message=self.error_message[:500],
         )
         attempts = [
-            Attempt(
+            AttemptRow(
                 job_id=self.id,
                 number=t.number,
                 node_id=t.node or None,

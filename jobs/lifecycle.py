@@ -13,16 +13,18 @@ the ledger for asynchronous jobs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.utils import timezone
 
-from jobs import accounting, counting
+from jobs import accounting, counting, upsert
 from jobs.models import TERMINAL, Attempt, Job, JobState
+from jobs.rows import AttemptRow, JobRow
+from jobs.upsert import Target
 
 
 class Move(StrEnum):
@@ -89,8 +91,8 @@ def _ended(job: Job, outcome: str) -> None:
 
 
 def write_behind(
-    jobs: Sequence[Job],
-    attempts: Sequence[Attempt],
+    jobs: Sequence[Job] | Sequence[JobRow],
+    attempts: Sequence[Attempt] | Sequence[AttemptRow],
     spent: Mapping[tuple[str, int], accounting.Spent] | None = None,
     using: str = DEFAULT_DB_ALIAS,
 ) -> None:
@@ -100,10 +102,8 @@ def write_behind(
     """
     spent = spent or {}
     with transaction.atomic(using=using):
-        ended = _upsert(jobs, ("id",), _job_is_older(using), ("id", "state"), using)
-        closed = _upsert(
-            attempts, ("job_id", "number"), _attempt_is_open(using), ("job_id", "number", "outcome"), using
-        )
+        ended = upsert.write(_JOBS, jobs, using)
+        closed = upsert.write(_ATTEMPTS, attempts, using)
         by_id = {job.id: job for job in jobs}
         entries = [accounting.of_job(by_id[id_]) for id_, state in ended if state in TERMINAL]
         rows = {(a.job_id, a.number): a for a in attempts}
@@ -128,40 +128,5 @@ def _attempt_is_open(using: str) -> str:
     return f" WHERE {quote(Attempt._meta.db_table)}.{quote('outcome')} = ''"
 
 
-def _upsert(
-    rows: Sequence[models.Model], unique: tuple[str, ...], condition: str, tell: tuple[str, ...], using: str
-) -> list[tuple[Any, ...]]:
-    """``INSERT ... ON CONFLICT DO UPDATE ... WHERE ... RETURNING``, the same on PostgreSQL and SQLite.
-
-    Returns the columns `tell` of those rows that were really written.
-
-    By hand, since Django's `bulk_create(update_conflicts=True)` takes no condition.
-    """
-    written: list[tuple[Any, ...]] = []
-    for part in _parts(rows, 200):
-        connection = connections[using]
-        quote = connection.ops.quote_name
-        fields = [f for f in part[0]._meta.concrete_fields if not isinstance(f, models.AutoField)]
-        names = [quote(str(f.column)) for f in fields]
-        updates = [
-            f"{n} = excluded.{n}" for n, f in zip(names, fields, strict=True) if f.column not in unique
-        ]
-        one = "(" + ", ".join(["%s"] * len(fields)) + ")"
-        sql = (
-            f"INSERT INTO {quote(part[0]._meta.db_table)} ({', '.join(names)})"  # noqa: S608 - names are ours
-            f" VALUES {', '.join([one] * len(part))}"
-            f" ON CONFLICT ({', '.join(quote(u) for u in unique)})"
-            f" DO UPDATE SET {', '.join(updates)}{condition}"
-            f" RETURNING {', '.join(quote(t) for t in tell)}"
-        )
-        values = [f.get_db_prep_save(getattr(row, f.attname), connection) for row in part for f in fields]
-        with connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            written += cursor.fetchall()
-    return written
-
-
-def _parts(rows: Sequence[models.Model], size: int) -> Iterable[Sequence[models.Model]]:
-    # SQLite allows 32,766 variables in a statement; a job has about 25 columns.
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+_JOBS: Final = Target(Job, ("id",), ("id", "state"), _job_is_older)
+_ATTEMPTS: Final = Target(Attempt, ("job_id", "number"), ("job_id", "number", "outcome"), _attempt_is_open)

@@ -114,5 +114,8 @@ def _disconnect() -> None:
 
 
 def _write(jobs: list, attempts: list, spent: dict) -> None:
-    close_old_connections()  # a connection that broke is opened anew
+    # A connection that broke is opened anew. SQLite's break with an error only, and opening one for each
+    # batch would be a tenth of what it costs.
+    if connection.vendor != "sqlite" or connection.errors_occurred:
+        close_old_connections()
     lifecycle.write_behind(jobs, attempts, spent)

@@ -24,6 +24,7 @@ from jobs.accounting import Entry, Spent
 from jobs.interactive import InteractiveJob, new_job_id
 from jobs.lifecycle import Move, write_behind
 from jobs.models import Attempt, Job
+from jobs.rows import AttemptRow, JobRow
 from tests.jobs.desk import Asking, Desk, request
 from tests.jobs.scripted import ScriptedNode, done, until
 from worker_agent.contract import Done, Failed, Outcome
@@ -165,7 +166,7 @@ async def test_absurd_figures_of_a_node_do_not_stop_the_ledger(desk: Desk, wire,
 # -- once ----------------------------------------------------------------------------------------------
 
 
-def ended(key: int) -> tuple[list[Job], list[Attempt], dict]:
+def ended(key: int) -> tuple[list[JobRow], list[AttemptRow], dict]:
     job = InteractiveJob(new_job_id(), request(key=key), 100)
     job.claim()
     job.on_placed("n1")

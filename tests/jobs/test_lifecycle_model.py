@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 from jobs.interactive import InteractiveJob, Request, new_job_id
 from jobs.lifecycle import Move, after, move, write_behind
 from jobs.models import TERMINAL, Attempt, Job, JobState
+from jobs.rows import AttemptRow, JobRow
 
 WRITERS = ["one", "two"]
 MOVES = st.sampled_from([None] * 6 + list(Move))
@@ -40,7 +41,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         Attempt.objects.all().delete()
         request = Request("/v1/completions", "m", b"{}", stream=False)
         self.memory = InteractiveJob(new_job_id(), request, 1000)
-        self.late: list[tuple[Job, list[Attempt]]] = [self.memory.record()]
+        self.late: list[tuple[JobRow, list[AttemptRow]]] = [self.memory.record()]
         self.copies: dict[str, Job] = {}
         self.expected: tuple[str, int] | None = None
         self.ends: list[str] = []
