@@ -224,8 +224,8 @@ class JobAdmin(Steered, ReadOnly):
 
     @display(description="tokens")
     def tokens(self, job: Job) -> str:
-        """In and out."""
-        return f"{job.prompt_tokens:,} → {job.completion_tokens:,}"
+        """In and out, on one line."""
+        return f"{job.prompt_tokens:,} → {job.completion_tokens:,}".replace(" ", "\N{NO-BREAK SPACE}")
 
     @display(description="key")
     def key_name(self, job: Job) -> str:
