@@ -207,7 +207,7 @@ class JobAdmin(Steered, ReadOnly):
 
     @display(description="id")
     def short_id(self, job: Job) -> str:
-        return f"{job.id[:8]}…{job.id[-6:]}"
+        return format_html("{}<wbr>…{}", job.id[:8], job.id[-6:])
 
     @display(description="state")
     def shown_state(self, job: Job) -> str:
