@@ -209,7 +209,8 @@ def limits_in_words(key: ApiKey) -> str:
 
 @admin.register(Usage)
 class UsageAdmin(ReadOnly):
-    list_display = ["day", "key", "model", *usage.COUNTS]
+    list_display = ["shown_day", "key_name", "model", "requests", "errors", "cancelled", "tokens", "gpu_time"]
+    sortable_by = ("shown_day", "requests", "errors", "cancelled", "tokens", "gpu_time")
     list_filter = [
         filters.since("time", lambda at: {"day__gte": at.date()}),
         filters.one_of("model", "model", model_names),
@@ -226,6 +227,23 @@ class UsageAdmin(ReadOnly):
         if isinstance(response, TemplateResponse) and response.context_data and "cl" in response.context_data:
             response.context_data["totals"] = usage.total(response.context_data["cl"].queryset)
         return response
+
+    @display(description="day", ordering="day")
+    def shown_day(self, row: Usage) -> str:
+        return f"{row.day:%d %b %Y}".replace(" ", "\N{NO-BREAK SPACE}")
+
+    @display(description="key")
+    def key_name(self, row: Usage) -> str:
+        return row.key.name
+
+    @display(description="tokens in, out", ordering="completion_tokens")
+    def tokens(self, row: Usage) -> str:
+        text = f"{row.prompt_tokens:,} → {row.completion_tokens:,}"
+        return f"{text} ({row.estimated_tokens:,} estimated)" if row.estimated_tokens else text
+
+    @display(description="GPU-seconds", ordering="gpu_seconds")
+    def gpu_time(self, row: Usage) -> str:
+        return f"{row.gpu_seconds:,.1f}"
 
     @admin.action(description="Export as CSV", permissions=["view"])
     def export(self, request: HttpRequest, rows: QuerySet[Usage]) -> HttpResponse:

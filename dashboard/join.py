@@ -52,13 +52,13 @@ def join(request: HttpRequest) -> HttpResponse:
     LogEntry.objects.log_actions(request.user.pk or 0, [token], ADDITION, what, single_object=True)
     wanted = form.wanted
     text = join_command.command(wanted, wheel(), token.pk, secret, _image_tag())
-    again = "" if wanted.engine == "container" else join_command.start(wanted)
     return _render(
         request,
         "join_follow",
         token=token,
+        back=reverse("join-follow", args=[token.pk]),
         command=text,
-        again=again,
+        again=join_command.start(wanted),
         address=wanted.address,
         engine=wanted.engine,
         warnings=warnings(wanted.address, settings.REDIS_PUBLIC_URL or settings.REDIS_URL),
@@ -128,7 +128,6 @@ def _options(request: HttpRequest, token: EnrolmentToken) -> dict[str, Any]:
     any_node = "0" * 16
     return {
         "state": reverse("join-state", args=[token.pk]),
-        "follow": reverse("join-follow", args=[token.pk]),
         "approve": reverse("join-approve", args=[token.pk, any_node])
         if request.user.has_perm(APPROVE)
         else "",

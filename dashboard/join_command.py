@@ -15,8 +15,12 @@ from msgspec import Struct
 from nodes.agent_files import JOIN
 from nodes.agent_wheel import Wheel
 
+PACKAGE: Final = "gputorrent-agent"
 FOLDER: Final = "~/gputorrent-agent"
 IMAGE: Final = "vllm/vllm-openai"
+"""Runs as root; its python3 has vLLM and pip (docker/Dockerfile of vllm-project/vllm)."""
+CONTAINER: Final = "gputorrent-agent"
+_STOP_SECONDS: Final = 60  # Docker's 10 would cut off what the agent lets finish
 _NEXT: Final = " \\\n    "
 Engine = Literal["install", "python", "server", "container"]
 
@@ -43,7 +47,7 @@ def command(wanted: Wanted, wheel: Wheel, token: int, secret: str, image_tag: st
     url = wheel_url(wanted.address, wheel, token)
     if wanted.engine == "container":
         return _in_container(wanted, url, secret, image_tag)
-    package = f"gputorrent-agent{'[engine]' if wanted.engine == 'install' else ''} @ {url}"
+    package = f"{PACKAGE}{'[engine]' if wanted.engine == 'install' else ''} @ {url}"
     return " && \\\n".join(
         [
             f"python3 -m venv {FOLDER}",
@@ -55,6 +59,8 @@ def command(wanted: Wanted, wheel: Wheel, token: int, secret: str, image_tag: st
 
 def start(wanted: Wanted) -> str:
     """How the agent is started once it is installed; it has its identity from the first time."""
+    if wanted.engine == "container":
+        return f"docker start -ai {CONTAINER}"
     return f"{FOLDER}/bin/python -m worker_agent{_NEXT}" + _options(wanted)
 
 
@@ -78,14 +84,28 @@ def _path(text: str) -> str:
 
 
 def _in_container(wanted: Wanted, url: str, secret: str, image_tag: str) -> str:
-    inner = f"pip install {shlex.quote(url)} && exec python3 -m worker_agent " + _options(wanted).replace(
-        _NEXT, " "
-    )
+    """A container that stays: started again it has its agent, whichever the coordinator has by then."""
+    pip, options = "python3 -m pip", _options(wanted).replace(_NEXT, " ")
+    install = f"{{ {pip} show -qq {PACKAGE} || {pip} install {shlex.quote(url)}; }}"
+    inner = f"{install} && exec python3 -m worker_agent {options}"
     words = [
-        "docker run --rm -it --gpus all --ipc=host --network=host",
+        f"docker run -it --init --name {CONTAINER} --stop-timeout {_STOP_SECONDS}",
+        "--gpus all --ipc=host --network=host",
         f"-e GPUTORRENT_TOKEN={shlex.quote(secret)}",
         "-v gputorrent-agent:/root/.local/state/gputorrent-agent",
         "-v gputorrent-models:/root/.cache/huggingface",
+        *(f"--mount {shlex.quote(_mount(folder))}" for folder in _folders(wanted)),
         f"--entrypoint sh {IMAGE}:{image_tag} -c {shlex.quote(inner)}",
     ]
     return _NEXT.join(words)
+
+
+def _folders(wanted: Wanted) -> list[str]:
+    """Models that lie on the host; there they are at the same place in the container."""
+    sources = (model.partition("=")[2] for model in (*wanted.loaded, *wanted.offered))
+    return list(dict.fromkeys(source for source in sources if source.startswith("/")))
+
+
+def _mount(folder: str) -> str:
+    """Unlike `-v` this fails where there is no such folder, instead of making an empty one."""
+    return f"type=bind,source={folder},target={folder},readonly"

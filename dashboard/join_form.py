@@ -112,6 +112,9 @@ class JoinForm(forms.Form):
         both = set(_names(given.get("loaded"))) & set(_names(given.get("offered")))
         if both:
             self.add_error("offered", f"{sorted(both)[0]} is named twice.")
+        for field in ("loaded", "offered") if engine == "container" else ():
+            if any(model.partition("=")[2].startswith(("./", "../")) for model in given.get(field) or []):
+                self.add_error(field, "For the container, name a folder by its whole path.")
         return given
 
     @property

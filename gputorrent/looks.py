@@ -32,7 +32,7 @@ UNFOLD: dict[str, Any] = {
     "SITE_SYMBOL": "hub",
     "SHOW_VIEW_ON_SITE": False,
     "SCRIPTS": [_file("backoffice/times.js"), _file("dashboard/access.js")],
-    "STYLES": [_file("dashboard/access.css")],
+    "STYLES": [_file("backoffice/palette.css"), _file("dashboard/access.css")],
     "COLORS": {
         "primary": {  # a blue that white text can be read on
             "50": "oklch(97% .014 254.604)",

@@ -177,9 +177,11 @@ HTTPS = _flag("GPUTORRENT_HTTPS", False)
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = int(_number("GPUTORRENT_HSTS_SECONDS", 86400)) if HTTPS else 0
 """How long browsers are to remember that there is HTTPS here; 0: not at all."""
-SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W008", "security.W021"]
-# Sending HTTP on to HTTPS is the proxy's; agents and probes may use the port behind it. Other names of the
-# domain, and browsers' lists, are not ours to decide on.
+SILENCED_SYSTEM_CHECKS = [
+    "security.W005",  # HSTS for other names of the domain: not ours to decide on
+    "security.W008",  # sending HTTP on to HTTPS is the proxy's: agents and probes may use the port behind it
+    "security.W021",  # browsers' lists of HSTS: as W005
+]
 SESSION_COOKIE_AGE = int(_number("GPUTORRENT_SESSION_SECONDS", 12 * 3600, 60))
 SESSION_COOKIE_HTTPONLY = True
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None

@@ -35,5 +35,6 @@ websocket_urlpatterns: list[Any] = [
 ]
 
 handler400 = "api.views.bad_request"
+handler403 = "dashboard.guard.forbidden"
 handler404 = "api.views.no_such_path"
 handler500 = "api.views.server_error"

@@ -97,8 +97,6 @@ class JobAdmin(Steered, ReadOnly):
         "shown_state",
         "model",
         "node",
-        "kind",
-        "attempt_count",
         "tokens",
         "first_token",
         "total",
@@ -209,20 +207,25 @@ class JobAdmin(Steered, ReadOnly):
 
     @display(description="id")
     def short_id(self, job: Job) -> str:
-        return f"{job.id[:8]}…{job.id[-6:]}"
+        return format_html("{}<wbr>…{}", job.id[:8], job.id[-6:])
 
     @display(description="state")
     def shown_state(self, job: Job) -> str:
+        """Attempts are told of where one was not enough."""
         text = f"{job.state}: {job.error_code}" if job.error_code else job.state
-        return words.badge(text, JOB_COLOURS.get(JobState(job.state), ""))
+        shown = words.badge(text, JOB_COLOURS.get(JobState(job.state), ""))
+        if job.attempt_count < 2:
+            return shown
+        return format_html("{}<small>{} attempts</small>", shown, job.attempt_count)
 
     @display(description="kind")
     def kind(self, job: Job) -> str:
         return "asynchronous" if job.asynchronous else "stream" if job.stream else "whole"
 
-    @display(description="tokens in, out")
+    @display(description="tokens")
     def tokens(self, job: Job) -> str:
-        return f"{job.prompt_tokens:,} → {job.completion_tokens:,}"
+        """In and out, on one line."""
+        return f"{job.prompt_tokens:,} → {job.completion_tokens:,}".replace(" ", "\N{NO-BREAK SPACE}")
 
     @display(description="key")
     def key_name(self, job: Job) -> str:

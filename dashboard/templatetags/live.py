@@ -14,8 +14,6 @@ from worker_agent.contract import ModelState
 
 register = template.Library()
 
-NOTHING: Final = "\N{EN DASH}"
-
 _NODE: Final = {
     "online": "online",
     "silent": "does not answer",
@@ -66,13 +64,6 @@ def level(of: int) -> str:
 
 
 @register.filter
-def gib(size: int) -> str:
-    """Bytes as GiB: 23.6, 141."""
-    figure = size / 1024**3
-    return f"{figure:.0f}" if figure >= 100 else f"{figure:.1f}"
-
-
-@register.filter
 def rate(each_second: float) -> str:
     """0, 0.25, 4.2, 1,240."""
     if each_second >= 100:
@@ -80,16 +71,6 @@ def rate(each_second: float) -> str:
     if each_second >= 10:
         return f"{each_second:.1f}"
     return f"{each_second:.2f}".rstrip("0").rstrip(".")
-
-
-@register.filter
-def seconds(duration: float | None) -> str:
-    """85 ms, 1.24 s."""
-    if duration is None:
-        return NOTHING
-    if duration < 1:
-        return f"{duration * 1000:.0f} ms"
-    return f"{duration:.2f} s" if duration < 10 else f"{duration:.0f} s"
 
 
 @register.filter

@@ -45,8 +45,7 @@ class NodeModelAdmin(Steered, ReadOnly):
         "pinned",
         "speed",
         "first_token",
-        words.share_of("kv_cache_usage", "KV cache used"),
-        words.when("updated_at", "seen"),
+        words.share_of("kv_cache_usage", "KV cache"),
     ]
     list_filter = [
         ("state", ChoicesDropdownFilter),

@@ -46,6 +46,7 @@ class Rows(ModelAdmin):
     list_filter_submit = True
     list_disable_select_all = True
     list_fullwidth = True
+    list_horizontal_scrollbar_top = True  # below the last row nobody would find it
     list_per_page = 50
     show_full_result_count = False
     show_facets = ShowFacets.NEVER  # each count would be a query over all rows

@@ -24,9 +24,12 @@ def size(many: float) -> str:
     return f"{many:.0f} {unit}" if unit == "B" else f"{many:.1f} {unit}"
 
 
-def share(free: float, total: float) -> str:
-    """Of two sizes, such as '12.0 GiB of 80.0 GiB'; '-' where there is nothing."""
-    return f"{size(free)} of {size(total)}" if total else NONE
+def share(part: float, total: float) -> str:
+    """Of two sizes, such as '12.0 of 80.0 GiB'; '-' where there is nothing."""
+    if not total:
+        return NONE
+    whole = size(total)
+    return f"{part / 1024 ** _UNITS.index(whole.split()[1]):.1f} of {whole}"
 
 
 def percent(ratio: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Filters for templates: durations and times in words."""
+"""Filters for templates: durations, times and sizes in words."""
 
 from django import template
 
@@ -7,3 +7,4 @@ from nodes.backoffice import words
 register = template.Library()
 register.filter("duration", words.duration)
 register.filter("moment", words.moment)
+register.filter("of", words.share)

@@ -18,7 +18,7 @@ HIT = "gt-hit"
 """Found as an element's id or a page's variable, some text from outside was taken for HTML."""
 NASTY = f"\"'><img id={HIT} src=x onerror=\"window['{HIT}']=1\"></script><b id={HIT}>"
 GUEST = "guest"
-"""A user who is not staff."""
+"""Begins the names of users without rights."""
 
 
 def nasty_node(cluster: Cluster) -> Registered:
@@ -49,9 +49,10 @@ def _tell(cluster: Cluster, path: str, message: Any, credential: str) -> bytes:
     return done.content
 
 
-def guest_session(cluster: Cluster) -> str:
-    """The session of one who is not staff; they get none by the admin's login."""
-    lines = f"guest = User.objects.create_user({GUEST!r}); c = Client(); c.force_login(guest)"
+def guest_session(cluster: Cluster, *, staff: bool = False) -> str:
+    """The session of one without rights; who is not staff gets none by the admin's login."""
+    guest = f"User.objects.create_user({f'{GUEST}-{staff}'!r}, is_staff={staff})"
+    lines = f"c = Client(); c.force_login({guest})"
     return _python(
         cluster, f"from django.test import Client; {lines}; print(c.cookies['sessionid'].value)"
     ).strip()

@@ -9,7 +9,6 @@ from playwright.sync_api import BrowserContext, Page
 from tests.browser import environment
 from tests.browser.chromium import DESKTOP, PHONE
 
-SERIOUS = ("serious", "critical")
 EXCEPT: dict[str, str] = {}
 """Rules of axe-core that some page may break: the rule, and why."""
 COLOURS = ("color-contrast", "link-in-text-block")
@@ -37,9 +36,9 @@ def prepare(context: BrowserContext) -> None:
 
 
 def violations(page: Page, *rules: str) -> list[str]:
-    """What axe-core finds to be serious or worse, by these rules or by all."""
+    """What axe-core finds, by these rules or by all."""
     found = page.evaluate(_RUN, list(rules))
-    return [f"{v['id']}: {v['nodes']}" for v in found if v["impact"] in SERIOUS and v["id"] not in EXCEPT]
+    return [f"{v['id']} ({v['impact']}): {v['nodes']}" for v in found if v["id"] not in EXCEPT]
 
 
 def dark(page: Page, wanted: bool) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from gputorrent.children import Child
+from tests import fake_docker
 from tests.browser.chromium import PHONE
 from tests.fake_vllm import write_wrapper
 from tests.journeys.cluster import MODEL, Cluster
@@ -23,21 +25,22 @@ def cluster(tmp_path_factory):
         yield running
 
 
-def paste(cluster: Cluster, home: Path, command: str, mark: str) -> None:
+def paste(cluster: Cluster, home: Path, command: str, mark: str, **env: str) -> Child:
     """Run the command in a shell of a user who has nothing yet. Its dependencies come from this environment,
     the agent from the coordinator alone."""
-    home.mkdir()
-    cluster.start(
+    home.mkdir(exist_ok=True)
+    return cluster.start(
         "pasted",
         ["env", "-C", str(home), "sh", "-c", command],
         grace=20,
         HOME=str(home),
         XDG_STATE_HOME="",
-        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        PATH=f"{home / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         PYTHONPATH=sysconfig.get_paths()["purelib"],
         PIP_NO_DEPS="1",
         PIP_NO_INDEX="1",
         CLUSTER_AGENT=cluster._mark(mark),
+        **env,
     )
 
 
@@ -75,6 +78,29 @@ def test_a_host_joins_by_the_command_and_the_page_turns_green(admin, cluster, tm
     assert page.locator("b", has_text="workstation").count() == 0
     node.get_by_role("link", name="Try it in the playground").click()
     expect(page.locator("#model")).to_have_value(MODEL)
+
+
+def test_a_host_joins_in_a_container_which_is_started_again(admin, cluster, tmp_path):
+    """Docker is a stand-in: what the command does inside is real."""
+    home = tmp_path / "home"
+    docker = home / "bin" / "docker"
+    docker.parent.mkdir(parents=True)
+    docker.write_text(f'#!/bin/sh\nexec {sys.executable} {fake_docker.__file__} "$@"\n')
+    docker.chmod(0o755)
+    engine = write_wrapper(tmp_path / "engine")  # the image's vLLM
+    env = {"FAKE_DOCKER": str(tmp_path / "docker"), "GPUTORRENT_ENGINE_PYTHON": str(engine)}
+    page = admin.open("/admin/join/")
+    page.select_option("#id_engine", "container")
+    fill(page, loaded=MODEL, name="lab-c")
+    page.get_by_role("button", name="Make the command").click()
+    command, again = page.locator("#command").inner_text(), page.locator(".again").inner_text()
+    child = paste(cluster, home, command, "lab-c", **env)
+    expect(page.get_by_role("heading", name="lab-c is ready")).to_be_visible(timeout=PATIENCE_MS)
+    node = cluster.workers()["lab-c"]["id"]
+    child.stop()
+    paste(cluster, home, again, "lab-c", **env)
+    cluster.until(lambda: cluster.serves("lab-c"), "it serves again", 30)
+    assert cluster.workers()["lab-c"]["id"] == node
 
 
 def test_what_is_missing_is_said_at_its_field(admin):

@@ -43,7 +43,7 @@ def test_a_key_is_made_used_and_revoked(admin, cluster):
     page.get_by_role("button", name="Save", exact=True).click()
     secret = page.get_by_label("API key alice").input_value()
     page.get_by_role("button", name="Copy").click()
-    expect(page.get_by_role("status")).to_contain_text("Copied")
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
     headers = {"Authorization": f"Bearer {secret}"}
     chat = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
 

@@ -106,6 +106,38 @@ def test_an_answer_that_is_not_streamed_can_be_stopped_before_it_comes(page, clu
     cluster.until(lambda: engine(cluster)["aborted"] == before + 1, "the engine stopped", 15)
 
 
+def test_models_are_asked_about_often_only_while_one_waits_for_them(admin, cluster):
+    page = admin.page
+    page.clock.install()
+    looks: list[str] = []
+    ended: list[str] = []
+    for event, into in (("request", looks), ("requestfinished", ended)):
+        page.on(event, lambda r, into=into: into.append(r.url) if r.url.endswith("/models") else None)
+
+    def looks_in(seconds: int) -> int:
+        """By the page's clock; each look is let come to its end."""
+        before = len(looks)
+        for _ in range(seconds):
+            page.clock.run_for(1000)
+            page.wait_for_timeout(10)
+            cluster.until(lambda: page.evaluate("0") or len(ended) == len(looks), "the list is there", 10)
+        return len(looks) - before
+
+    admin.open("/admin/playground/")
+    standing = page.locator("#standing")
+    expect(standing).to_contain_text("loaded on 1 node", timeout=PATIENCE_MS)
+    assert looks_in(40) <= 5
+    cluster.manage("node", "drain", "lab-a")
+    try:
+        cluster.until(lambda: cluster.workers()["lab-a"]["state"] == "draining", "it drains", 10)
+        assert looks_in(12) > 0
+        expect(standing).to_contain_text("no node")
+        assert looks_in(20) >= 8
+    finally:
+        cluster.manage("node", "resume", "lab-a")
+        cluster.until(lambda: cluster.serves("lab-a"), "it serves again", 15)
+
+
 def test_a_plain_completion_goes_on_from_its_text(page):
     page.get_by_label("Plain completion").check()
     expect(page.locator("#system")).to_be_hidden()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 
@@ -82,6 +83,15 @@ def test_the_container_runs_the_same():
     assert [m.source for m in agent.models] == ["a", NASTY[2:]]
 
 
+def test_folders_of_the_host_are_in_the_container_where_they_are_on_it():
+    wanted = Wanted("http://c", engine="container", loaded=("a=/models/a", "org/b"), offered=("c=/srv/c d",))
+    words = shlex.split(command(wanted, WHEEL, 1, "gte-x", "v9").replace("\\\n", " "))
+    mounts = [then for word, then in itertools.pairwise(words) if word == "--mount"]
+    assert mounts == [
+        f"type=bind,source={folder},target={folder},readonly" for folder in ("/models/a", "/srv/c d")
+    ]
+
+
 @pytest.mark.parametrize(
     ("address", "redis_url", "expected"),
     [
@@ -143,6 +153,7 @@ def test_the_token_is_made_as_asked_shown_once_and_noted(operator):
         ({"address": "gpu.example.org"}, "address"),
         ({"address": "https://me:pw@gpu.example.org"}, "address"),
         ({"address": "http://h:99999"}, "address"),
+        ({"engine": "container", "offered": "m2=../m2"}, "offered"),
         ({"engine": "python"}, "python"),
         ({"engine": "python", "python": "--help"}, "python"),
         ({"engine": "server", "server": "ftp://x"}, "server"),

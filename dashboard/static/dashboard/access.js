@@ -65,6 +65,13 @@
     field.setAttribute("aria-label", said);
   };
 
+  /** What scrolls is a region by the name of what is in it: several are on a page, all called the same. */
+  const nameRegion = (region) => {
+    const heading = region.closest(".inline-group, fieldset")?.querySelector("h2");
+    const said = region.closest("#nav-sidebar") ? "Menu" : heading && textOf(heading);
+    region.setAttribute("aria-label", said || "Rows");
+  };
+
   const mend = () => {
     const main = document.getElementById("main") ?? document.getElementById("page");
     if (main && !document.querySelector("main, [role=main]")) main.setAttribute("role", "main");
@@ -76,6 +83,7 @@
       const label = shown.closest(".select2")?.previousElementSibling?.labels?.[0];
       if (label) shown.setAttribute("aria-label", [label.textContent.trim(), shown.title].filter(Boolean).join(": "));
     });
+    document.querySelectorAll("[role=region][aria-label='scrollable content']").forEach(nameRegion);
     document.querySelectorAll(".help-tooltip[aria-label]:not([role])").forEach((hint) => {
       hint.setAttribute("role", "img");
     });

@@ -1,7 +1,5 @@
 // Follows the hosts that come with one token: asks each second how far they are, and says it.
 
-import { wireCopyButtons } from "../copying.js";
-
 const EVERY_MS = 1000;
 const LATE_MS = 60_000;
 const WORDS = { done: "done", now: "under way", waiting: "not yet", failed: "failed" };
@@ -121,8 +119,5 @@ async function look() {
   setTimeout(look, document.hidden ? 5 * EVERY_MS : EVERY_MS);
 }
 
-// A reload follows the same token, instead of making another.
-history.replaceState(null, "", options.follow);
 for (const place of document.querySelectorAll("[data-address]")) place.textContent = location.origin;
-wireCopyButtons(document);
 look();

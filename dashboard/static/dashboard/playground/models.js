@@ -2,27 +2,42 @@
 
 import { door } from "./asking.js";
 
-const EVERY_MS = 2000;
+// Each look is some queries: often only while the user waits for something.
+const SOON_MS = 2000;
+const LATER_MS = 10_000;
 
 export class Models {
   constructor(url, csrf, { select, standing, nothing, broken }) {
     Object.assign(this, { url, csrf, select, standing, nothing, broken });
     this.known = new Map();
-    select.addEventListener("change", () => this.#describe());
-    this.#goOn();
+    this.looking = false;
+    select.addEventListener("change", () => {
+      this.#describe();
+      this.#look();
+    });
+    document.addEventListener("visibilitychange", () => this.#look());
+    this.#look();
   }
 
-  async #goOn() {
-    if (!document.hidden) {
-      try {
-        this.#take((await door(this.url, this.csrf)).data);
-        this.broken.hidden = true;
-      } catch (error) {
-        this.broken.textContent = `The list of models is not up to date: ${error.message}`;
-        this.broken.hidden = false;
-      }
+  async #look() {
+    if (this.looking || document.hidden) return;
+    clearTimeout(this.timer);
+    this.looking = true;
+    try {
+      this.#take((await door(this.url, this.csrf)).data);
+      this.broken.hidden = true;
+    } catch (error) {
+      this.broken.textContent = `The list of models is not up to date: ${error.message}`;
+      this.broken.hidden = false;
     }
-    setTimeout(() => this.#goOn(), EVERY_MS);
+    this.looking = false;
+    this.timer = setTimeout(() => this.#look(), this.#isSettled() ? LATER_MS : SOON_MS);
+  }
+
+  /** The chosen model is loaded, none is on its way, and the last answer came. */
+  #isSettled() {
+    const moving = [...this.known.values()].some((model) => model.state === "loading");
+    return this.broken.hidden && !moving && this.known.get(this.select.value)?.state === "loaded";
   }
 
   #take(models) {

@@ -1,6 +1,5 @@
 // The playground: what is asked, in which order, and what is shown of it.
 
-import { wireCopyButtons } from "../copying.js";
 import { Asking, door } from "./asking.js";
 import { curl, python } from "./code.js";
 import { Answer, asked } from "./message.js";
@@ -226,7 +225,6 @@ settings.addEventListener("change", () => {
 settings.addEventListener("input", () => showCode());
 at("prompt").addEventListener("input", () => showCode());
 if (window.matchMedia("(max-width: 1000px)").matches) at("parameters").open = false;
-wireCopyButtons(document);
 new Models(options.models, csrf, {
   select: at("model"), standing: at("standing"), nothing: at("nothing"), broken: at("broken"),
 });
