@@ -18,6 +18,9 @@ ENTRY_BYTES = 512 * 1024
 """A list of replies is cut at about this size."""
 RETRY_SECONDS = 0.1
 """A web process that starts anew makes its stream within moments."""
+DELETE_SECONDS = 0.25
+"""A deletion waits so long for a reply to go out with: nothing depends on it, and a trip of its own would be
+one more for each request, with the reply waiting behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Outbox:
         self._bound = bound
         self._owed: dict[str, _Owed] = {}
         self._deletes: dict[str, dict[bytes, None]] = {}
+        self._due: asyncio.TimerHandle | None = None  # when deletions go out by themselves
+        self._overdue = False
         self._size = 0
         self._news = asyncio.Event()
         self._empty = asyncio.Event()
@@ -73,7 +78,8 @@ class Outbox:
     def delete(self, stream: str, entry: bytes) -> None:
         """Owe the deletion of an entry that was read."""
         self._deletes.setdefault(stream, {})[entry] = None
-        self._wake()
+        self._empty.clear()
+        self._arm()
 
     def is_deleting(self, stream: str, entry: bytes) -> bool:
         """Whether an entry was read already and only its deletion is owed."""
@@ -90,7 +96,7 @@ class Outbox:
             self._news.clear()
             now = loop.time()
             batch = self._gather(now)
-            if batch.writes or batch.deletes:
+            if batch.writes or (batch.deletes and self._overdue):
                 return batch
             aside = min((it.not_before for it in self._owed.values()), default=None)
             with contextlib.suppress(TimeoutError):
@@ -108,6 +114,9 @@ class Outbox:
                 self._deletes[stream].pop(entry, None)
             if not self._deletes[stream]:
                 del self._deletes[stream]
+        self._overdue = False
+        if self._deletes:
+            self._arm()
         gone = []
         for web, _ in batch.writes:
             owed = self._owed[web]
@@ -139,6 +148,16 @@ class Outbox:
                 del owed.replies[: len(part)]
             writes.append((web, owed.sent))
         return Batch(writes, {stream: list(entries) for stream, entries in self._deletes.items()})
+
+    def _arm(self) -> None:
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(DELETE_SECONDS, self._delete_now)
+
+    def _delete_now(self) -> None:
+        self._due = None
+        if self._deletes:
+            self._overdue = True
+            self._wake()
 
     def _wake(self) -> None:
         self._news.set()

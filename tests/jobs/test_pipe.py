@@ -9,8 +9,8 @@ import redis
 from redis.exceptions import ResponseError
 
 from gputorrent.embedded import RedisServer
-from gputorrent.pipe import Pipe
 from gputorrent.redis import Script, asynchronous
+from worker_agent.pipe import Pipe
 
 
 @pytest.fixture
