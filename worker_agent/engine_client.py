@@ -142,6 +142,8 @@ class Answer:
 
     async def read_all(self) -> bytes:
         """The whole body. Raises `EngineDied`."""
+        if self._connection.complete:  # it came with its head
+            return self._connection.take()
         parts = []
         while data := await self.read():
             parts.append(data)

@@ -257,8 +257,9 @@ class Mailbox:
                 for web, data in batch.writes
             ]
             asked += [pipe.send("XDEL", key, *entries) for key, entries in batch.deletes.items()]
-            await asyncio.wait(asked[-1:])  # answers come in order, and a failure is that of all the rest
-            results = [answer.result() for answer in asked]
+            pipe.flush()
+            last = await asked[-1]  # answers come in order, and a broken connection fails all the rest
+            results = [*(answer.result() for answer in asked[:-1]), last]
             nobody = {web for (web, _), result in zip(batch.writes, results, strict=False) if result is None}
             for web in self._outbox.done(batch, nobody, loop.time(), self._nobody_seconds):
                 log.event(_logger, logging.WARNING, "nobody reads the replies any more", web=web)

@@ -98,7 +98,10 @@ class Outbox:
             batch = self._gather(now)
             if batch.writes or (batch.deletes and self._overdue):
                 return batch
-            aside = min((it.not_before for it in self._owed.values()), default=None)
+            if not self._owed:
+                await self._news.wait()
+                continue
+            aside = min(it.not_before for it in self._owed.values())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(aside):
                     await self._news.wait()

@@ -81,6 +81,11 @@ class Pipe:
             loop.call_soon(self._write)
         return future
 
+    def flush(self) -> None:
+        """Write at once what was given in this turn, if nothing is under way: for who gathers by himself."""
+        if self._line is not None:
+            self._write()
+
     # -- out -----------------------------------------------------------------------------------------
     def _write(self) -> None:
         self._soon = False
