@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import httptools
+
+_T = TypeVar("_T")
 
 _IDLE_SECONDS = 2.0
 """An idle connection older than this is not used again: the engine closes them after about five."""
@@ -48,6 +50,7 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
+        self.listener: Callable[[], None] | None = None
         self._parser = httptools.HttpResponseParser(self)
 
     # -- asyncio's side --------------------------------------------------------------------------------
@@ -99,7 +102,9 @@ class _Connection(asyncio.Protocol):
         self.transport.write(data)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self.listener is not None:
+            self.listener()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def news(self) -> None:
@@ -139,6 +144,38 @@ class Answer:
             if connection.lost or connection.broken:
                 raise EngineDied(connection.broken or "the engine closed the connection")
             await connection.news()
+
+    async def follow(self, take: Callable[[bytes], _T | None]) -> _T:
+        """Hand everything to `take` in the moment it arrives, until that returns something, which is
+        returned, or raises. No task is woken for a piece: a token costs a quarter less so.
+
+        Raises `EngineDied` if the body ends, or the connection breaks, before that.
+        """
+        connection = self._connection
+        done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+
+        def heard() -> None:
+            if done.done():
+                return
+            try:
+                data = connection.take()
+                found = take(data) if data else None
+                if found is not None:
+                    done.set_result(found)
+                elif connection.complete:
+                    raise EngineDied("the engine ended a stream without its last event")
+                elif connection.lost or connection.broken:
+                    raise EngineDied(connection.broken or "the engine closed the connection")
+            except Exception as error:  # noqa: BLE001 - it is for whoever follows, not for the event loop
+                done.set_exception(error)
+                done.exception()  # one who is cancelled in this moment must not raise "never retrieved"
+
+        connection.listener = heard
+        try:
+            heard()  # what came with the head
+            return await done
+        finally:
+            connection.listener = None
 
     async def read_all(self) -> bytes:
         """The whole body. Raises `EngineDied`."""

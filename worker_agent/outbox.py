@@ -33,9 +33,10 @@ class Batch:
 
 @dataclass(slots=True)
 class _Owed:
-    """To one web process. `sent` is the list under way, or the one to write again."""
+    """To one web process. `sent` is the list under way, or the one to write again. Sizes in bytes, about."""
 
     replies: list[Reply] = field(default_factory=list)
+    size: int = 0
     sent: bytes = b""
     sent_size: int = 0
     missing_since: float | None = None
@@ -72,6 +73,7 @@ class Outbox:
         if owed is None:
             owed = self._owed[web] = _Owed()
         owed.replies.append(reply)
+        owed.size += size
         self._wake()
         return True
 
@@ -129,7 +131,7 @@ class Outbox:
                     owed.missing_since = now
                 if now - owed.missing_since > patience:
                     gone.append(web)
-                    self._size -= owed.sent_size + sum(map(_size, owed.replies))
+                    self._size -= owed.sent_size + owed.size
                     del self._owed[web]
                 continue
             self._size -= owed.sent_size
@@ -146,9 +148,12 @@ class Outbox:
             if owed.not_before > now:
                 continue
             if not owed.sent:
-                part = _first_part(owed.replies)
-                owed.sent, owed.sent_size = encode(part), sum(map(_size, part))
-                del owed.replies[: len(part)]
+                part, rest = owed.replies, list[Reply]()
+                owed.sent_size = owed.size
+                if owed.size > ENTRY_BYTES:
+                    part, rest, owed.sent_size = _split(part)
+                owed.sent = encode(part)
+                owed.replies, owed.size = rest, owed.size - owed.sent_size
             writes.append((web, owed.sent))
         return Batch(writes, {stream: list(entries) for stream, entries in self._deletes.items()})
 
@@ -167,11 +172,12 @@ class Outbox:
         self._empty.clear()
 
 
-def _first_part(replies: list[Reply]) -> list[Reply]:
-    """As many of the first as make one entry of bounded size; at least one."""
+def _split(replies: list[Reply]) -> tuple[list[Reply], list[Reply], int]:
+    """As many of the first as make one entry of bounded size, at least one; the rest; the first's size."""
     size = 0
     for count, reply in enumerate(replies):
-        size += _size(reply)
-        if size > ENTRY_BYTES and count:
-            return replies[:count]
-    return list(replies)
+        more = size + _size(reply)
+        if more > ENTRY_BYTES and count:
+            return replies[:count], replies[count:], size
+        size = more
+    return replies, [], size
