@@ -19,6 +19,9 @@ _T = TypeVar("_T")
 _IDLE_SECONDS = 2.0
 """An idle connection older than this is not used again: the engine closes them after about five."""
 
+_ENDING_SECONDS = 1.0
+"""How long a stream whose last event has come may take to end as HTTP, for its connection to be kept."""
+
 MAX_UNREAD_BYTES = 64 << 20
 """An answer that piles up beyond this without being read is cut."""
 
@@ -45,12 +48,13 @@ class _Connection(asyncio.Protocol):
     def _begin(self) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
-        self.complete = self._keep_alive = False
+        self.complete = self._keep_alive = self.ending = False
         self.broken = ""
         self._parts: list[bytes] = []
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
         self.listener: Callable[[], None] | None = None
+        self._parted: tuple[asyncio.TimerHandle, Callable[[], None]] | None = None
         self._parser = httptools.HttpResponseParser(self)
 
     # -- asyncio's side --------------------------------------------------------------------------------
@@ -71,6 +75,7 @@ class _Connection(asyncio.Protocol):
         if self.status and not framed and not self.broken:
             self.complete = True  # the end of the connection is the end of the body
         self._wake()
+        self._part()
 
     # -- the parser's side -----------------------------------------------------------------------------
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -89,6 +94,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self.complete = True
         self._keep_alive = self._parser.should_keep_alive()  # only tells within this call
+        self._part()
 
     # -- ours ------------------------------------------------------------------------------------------
     @property
@@ -100,6 +106,16 @@ class _Connection(asyncio.Protocol):
             self._begin()
         assert self.transport is not None
         self.transport.write(data)
+
+    def when_ended(self, then: Callable[[], None]) -> None:
+        """Call `then` once the answer has come to its end by itself, or has been cut for not doing so."""
+        self._parted = (asyncio.get_running_loop().call_later(_ENDING_SECONDS, self.close), then)
+
+    def _part(self) -> None:
+        if self._parted is not None:
+            (timer, then), self._parted = self._parted, None
+            timer.cancel()
+            then()
 
     def _wake(self) -> None:
         if self.listener is not None:
@@ -173,7 +189,9 @@ class Answer:
         connection.listener = heard
         try:
             heard()  # what came with the head
-            return await done
+            found = await done
+            connection.ending = True  # what is still to come is of HTTP alone
+            return found
         finally:
             connection.listener = None
 
@@ -249,6 +267,9 @@ class EngineClient:
         if connection.reusable:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
+        elif connection.ending and not connection.complete and not connection.lost:
+            connection.ending = False
+            connection.when_ended(lambda: self.give_back(connection))
         else:
             connection.close()
             self._open.discard(connection)

@@ -76,9 +76,9 @@ async def test_a_pipe_that_does_not_last_ends_with_its_line(client, wire):
     waiting = pipe.send("BLPOP", "none", 0)
     await asyncio.sleep(0.05)
     wire.client_kill_filter(_id=str(mine))
-    for asked in (waiting, pipe.send("ECHO", "b")):
+    for ask in (lambda: waiting, lambda: pipe.send("ECHO", "b")):
         with pytest.raises(redis.ConnectionError, match="closed by the server"):
-            await asked
+            await ask()
     assert len(wire.client_list()) == others
 
 
