@@ -12,10 +12,12 @@ from api import errors, priority, schemas, streaming
 from api.authentication import Caller, Stranger
 from api.errors import ApiError, Headers
 from api.gateway import Gateway
+from api.limits import Permit
 from gputorrent import tracing
 from jobs import counting
-from jobs.errors import JobError
-from jobs.interactive import InteractiveJob
+from jobs.dispatch import Dispatcher
+from jobs.errors import JobError, NotPermitted
+from jobs.interactive import InteractiveJob, Request
 from worker_agent.contract import Chunk
 
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -65,15 +67,15 @@ async def complete(
     """Answer `POST path` for a caller who was identified. Never raises but for cancellation, which is the
     caller leaving."""
     trace = tracing.current()
-    limits: Headers = []
+    permit: Permit | None = None
     try:
         must_be_json(headers)
         x_priority = headers.get(priority.HEADER.encode(), b"").decode("latin-1")
         request = caller.authorise(schemas.parse(path, body, key=caller.key))
         request = priority.apply(request, caller, x_priority)
-        permit = await gateway.admit(caller, request) if caller.limits else None
+        permit = gateway.ask_leave(caller, request)
+        job = await _submit(gateway.dispatcher, request, permit)
         limits = permit.headers if permit else []
-        job = await gateway.dispatcher.submit(request, permit.over if permit else None)
         trace.job = job.id
         if request.stream and not job.node:
             # It waits, perhaps for a model to be loaded: the stream opens now and is kept alive meanwhile.
@@ -81,7 +83,7 @@ async def complete(
         first = await gateway.dispatcher.first(job)
     except JobError as e:
         trace.job = e.job
-        return refuse(errors.of_job(e), limits)
+        return refuse(errors.of_job(e), permit.headers if permit else None)
     except ApiError as e:
         counting.refused(gateway.dispatcher.metrics, path, e.code)
         return refuse(e)
@@ -90,6 +92,28 @@ async def complete(
     if first.status >= 400:
         return refuse(streaming.engine_refusal(first.status, first.body), limits)
     return Answer(first.status, (SSE if request.stream else JSON) + limits, first.body)
+
+
+async def _submit(dispatcher: Dispatcher, request: Request, permit: Permit | None) -> InteractiveJob:
+    """Submit a request under the condition that the limits of its key permit it: both are asked of Redis in
+    one trip. Raises `ApiError` 429, `JobError`."""
+    if permit is None:
+        return await dispatcher.submit(request)
+    try:
+        job = await dispatcher.submit(request, permit.over, permit.proof)
+    except JobError:
+        await permit.granted()  # that the limits refuse it comes first
+        raise
+    except NotPermitted:
+        await permit.granted()
+        # It holds after all: a script that Redis had to be sent again ran behind the step that asked for it.
+        return await dispatcher.submit(request, permit.over)
+    try:
+        await permit.granted()
+    except BaseException:
+        dispatcher.abandon(job)
+        raise
+    return job
 
 
 def _stream(

@@ -105,9 +105,17 @@ class Gateway:
 
     async def admit(self, caller: Caller, request: Request, deferred: str = "") -> Permit | None:
         """Count a request against its key's limits, if there are any; see `Limiter.admit`."""
+        return await self.limiter.admit(caller, request, context=self._context(request), deferred=deferred)
+
+    def ask_leave(self, caller: Caller, request: Request) -> Permit | None:
+        """The same without waiting, see `Limiter.ask`."""
+        if caller.limits is None:
+            return None
+        return self.limiter.ask(caller, caller.limits, request, context=self._context(request))
+
+    def _context(self, request: Request) -> int:
         found = self.dispatcher.outlook.snapshot.by_model.get(request.model, ())
-        context = max((model.max_model_len for _, model in found), default=0)
-        return await self.limiter.admit(caller, request, context=context, deferred=deferred)
+        return max((model.max_model_len for _, model in found), default=0)
 
 
 def of(scope: Mapping[str, Any]) -> Gateway:

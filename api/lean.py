@@ -71,6 +71,7 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
     watch = _Leaving(receive)
     try:
         await _answer(scope, caller, headers, body, send)
+        watch.over()
     except asyncio.CancelledError:
         if not watch.left:
             raise
@@ -98,10 +99,15 @@ class _Leaving:
             self.left = True
             self.task.cancel()
 
-    async def end(self) -> None:
-        """The answer is complete, or was cut: leaving means nothing any more."""
+    def over(self) -> None:
+        """The answer is complete: leaving means nothing any more. The server itself ends the watch."""
         self._over = True
-        await background.end([self._watching])
+
+    async def end(self) -> None:
+        """The answer is complete, or was cut."""
+        if not self._over:
+            self._over = True
+            await background.end([self._watching])
 
 
 async def _answer(scope: Scope, caller: Caller, headers: dict[bytes, bytes], body: bytes, send: Send) -> None:

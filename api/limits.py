@@ -11,9 +11,10 @@ each request brings along what the ledger has of them (to within 5 s).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import logging
-import secrets
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -37,19 +38,42 @@ _CALLERS_MISTAKES: Final = frozenset({"model_not_found"})
 
 @dataclass(slots=True)
 class Permit:
-    """Leave for one request. It is settled exactly once, or void when its web process is gone."""
+    """Leave for one request, or the question for it. It is settled exactly once, or void when its web process
+    is gone."""
 
     limiter: Limiter
     key: int
     name: str
     waits: bool  # the caller does; not for asynchronous work
+    limits: Limits
+    tokens: int  # reserved for it
     headers: Headers = field(default_factory=list)
+    asked: asyncio.Future[Any] | None = None
 
-    async def over(self, job: InteractiveJob) -> None:
+    @property
+    def proof(self) -> tuple[str, str]:
+        """A hash in Redis and the field that it has while this holds: whatever is asked of Redis behind the
+        question can depend on it, without waiting for the answer."""
+        return f"gt:limits:open:{self.key}", self.name
+
+    async def granted(self) -> None:
+        """Wait for the answer. Raises `ApiError` 429, `BrokerUnavailable`."""
+        assert self.asked is not None
+        try:
+            verdict, *left, retry_ms = await self.asked
+        except redis.RedisError as e:
+            log.warning("redis unavailable error=%s", type(e).__name__)
+            self.limiter.owe(self)  # it may have been counted all the same
+            raise BrokerUnavailable("the queue is unavailable for the moment") from None
+        self.headers = _headers(self.limits, *left)
+        if verdict != b"ok":
+            raise _refusal(verdict.decode(), self.limits, self.tokens, retry_ms / 1000, self.headers)
+
+    def over(self, job: InteractiveJob) -> asyncio.Future[Any]:
         """The job is over: what it really took counts. Refused before it reached a node, it took nothing."""
         refused = not any(t.node for t in job.tries) and not job.left_at
         served = not refused or job.error_code in _CALLERS_MISTAKES
-        await self.limiter.settle(self, job.spent_tokens, served=served)
+        return self.limiter.settle_soon(self, job.spent_tokens, served=served)
 
     async def give_back(self) -> None:
         """Nothing came of it."""
@@ -63,32 +87,36 @@ class Limiter:
         self._script = Script(pipe, _SOURCE)
         self._web = web
         self._owed: list[tuple[Any, ...]] = []
-        self._undoing: set[asyncio.Task[None]] = set()
 
     async def admit(
         self, caller: Caller, request: Request, *, context: int = 0, deferred: str = ""
     ) -> Permit | None:
-        """Weigh a request against its key's limits and count it; None if the key has none.
+        """Weigh a request against its key's limits and count it; None if the key has none. Arguments as for
+        `ask`. Raises `ApiError` 429, `BrokerUnavailable`.
+        """
+        if caller.limits is None:
+            return None
+        permit = self.ask(caller, caller.limits, request, context=context, deferred=deferred)
+        try:
+            await permit.granted()
+        except asyncio.CancelledError:  # whoever asked left; it is counted, or is going to be
+            self.settle_soon(permit, 0, served=False)
+            raise
+        return permit
+
+    def ask(
+        self, caller: Caller, limits: Limits, request: Request, *, context: int = 0, deferred: str = ""
+    ) -> Permit:
+        """The same, under way at once: `Permit.granted` waits for the answer, and `Permit.over` is owed
+        unless that refuses.
 
         `context` is the longest the model can take (tokens; 0: unknown), `deferred` the id of an asynchronous
-        job. Raises `ApiError` 429, `BrokerUnavailable`.
+        job.
         """
-        limits = caller.limits
-        if limits is None:
-            return None
         tokens = estimate(request, context)
-        permit = Permit(self, caller.key, deferred or secrets.token_hex(8), waits=not deferred)
-        question = self._question(permit, limits, tokens)
-        try:
-            answer = await self._script.unless_left(lambda _: self._undo(permit), *question)
-        except redis.RedisError as e:
-            log.warning("redis unavailable error=%s", type(e).__name__)
-            self._owe(_settlement(permit, 0, served=False))  # it may have been counted all the same
-            raise BrokerUnavailable("the queue is unavailable for the moment") from None
-        verdict, left_requests, left_tokens, reset_requests, reset_tokens, retry_ms = answer
-        permit.headers = _headers(limits, left_requests, left_tokens, reset_requests, reset_tokens)
-        if verdict != b"ok":
-            raise _refusal(verdict.decode(), limits, tokens, retry_ms / 1000, permit.headers)
+        name = deferred or os.urandom(8).hex()
+        permit = Permit(self, caller.key, name, waits=not deferred, limits=limits, tokens=tokens)
+        permit.asked = self._script.ask(*self._question(permit, limits, tokens))
         return permit
 
     def _question(self, permit: Permit, limits: Limits, tokens: int) -> tuple[Any, ...]:
@@ -114,11 +142,20 @@ class Limiter:
 
     async def settle(self, permit: Permit, tokens: int, *, served: bool) -> None:
         """Correct what a permit took. Kept and tried again (`catch_up`) while Redis is away."""
+        with contextlib.suppress(redis.RedisError):
+            await self.settle_soon(permit, tokens, served=served)
+
+    def settle_soon(self, permit: Permit, tokens: int, *, served: bool) -> asyncio.Future[Any]:
+        """The same, under way at once. The future may fail; it is tried again all the same."""
         settlement = _settlement(permit, tokens, served=served)
-        try:
-            await self._script(*settlement)
-        except redis.RedisError:
-            self._owe(settlement)
+        settled = self._script.ask(*settlement)
+
+        def heard(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled() and done.exception():
+                self._owe(settlement)
+
+        settled.add_done_callback(heard)
+        return settled
 
     async def catch_up(self) -> None:
         """Send the settlements that could not be sent. Safe to repeat: each changes something once."""
@@ -130,15 +167,13 @@ class Limiter:
                 self._owed += owed[n:]
                 return
 
+    def owe(self, permit: Permit) -> None:
+        """Nobody knows whether it was counted: give it back as soon as Redis can be asked."""
+        self._owe(_settlement(permit, 0, served=False))
+
     def _owe(self, settlement: tuple[Any, ...]) -> None:
         if len(self._owed) < _MOST_OWED:
             self._owed.append(settlement)
-
-    def _undo(self, permit: Permit) -> None:
-        """The caller left while Redis was being asked, which may have counted whatever it answered."""
-        task = asyncio.ensure_future(permit.give_back())
-        self._undoing.add(task)
-        task.add_done_callback(self._undoing.discard)
 
 
 def estimate(request: Request, context: int = 0) -> int:

@@ -21,7 +21,8 @@ from api.text import Completion, Embedding
 from api.tokens import Detokenize, Tokenize
 from api.validation import converted
 from jobs import prompt
-from jobs.interactive import Request
+from jobs.interactive import Request, tenant_of
+from jobs.prompt import NO_PREFIX
 from worker_agent.contract import MODEL_NAME, RESPONSES
 
 T = TypeVar("T")
@@ -102,7 +103,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     elif hide_usage:
         start = body.index(b"{") + 1
         body = body[:start] + _USAGE + body[start:]
-    request = Request(
+    return Request(
         path,
         wanted.model,
         body,
@@ -110,10 +111,10 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
         hide_usage,
         key,
         tokens_wanted=_tokens(wanted, fields),
+        prefix=_prefix(wanted, fields, tenant_of(key)) if settings.AFFINITY else NO_PREFIX,
         answer_tokens=_answer_tokens(wanted, fields),
         prompts=_prompts(fields.get("prompt")),
     )
-    return replace(request, prefix=_prefix(wanted, fields, request.tenant)) if settings.AFFINITY else request
 
 
 def convert(body: bytes, kind: type[T]) -> T:

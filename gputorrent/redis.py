@@ -19,7 +19,6 @@ import redis.asyncio
 from django.conf import settings
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from worker_agent.pipe import ANSWER_SECONDS, Pipe
@@ -80,25 +79,7 @@ class Script:
     def ask(self, *arguments: Any, late: Callable[[Any], None] | None = None) -> asyncio.Future[Any]:
         """The same, under way at once and without a task. Cancelling the future, or whoever waits for it,
         does not stop the script: what it answers all the same (or the exception) is handed to `late`."""
-        asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def heard(answer: asyncio.Future[Any]) -> None:
-            error = None if answer.cancelled() else answer.exception()
-            if isinstance(error, NoScriptError):
-                self._pipe.send("EVAL", self._source, 0, *arguments).add_done_callback(heard)
-            elif asked.done():
-                if late and not answer.cancelled():
-                    late(error or answer.result())
-            elif answer.cancelled():
-                asked.cancel()
-            elif error:
-                asked.set_exception(error)
-                asked.exception()  # a caller that has left must not raise "never retrieved"
-            else:
-                asked.set_result(answer.result())
-
-        self._pipe.send("EVALSHA", self._sha, 0, *arguments).add_done_callback(heard)
-        return asked
+        return self._pipe.run(self._sha, self._source, *arguments, late=late)
 
     async def unless_left(self, late: Callable[[Any], None], *arguments: Any) -> Any:
         """As a call. Whoever is cancelled while it waits leaves the answer, whenever it comes, to `late`."""

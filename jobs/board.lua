@@ -163,8 +163,9 @@ local function none_free(model, tried, only, work)
 end
 
 -- job attempt lease owner model tenant priority work wait_seconds per_model total per_tenant node_bytes tried only
--- few node...
--- `only`: the nodes that may see it; empty: all. `few`: 1 if these nodes are but the best of more.
+-- proof_hash proof_field few node...
+-- `only`: the nodes that may see it; empty: all. `few`: 1 if these nodes are but the best of more. Where there is
+-- a `proof_hash`, nothing is done unless it has the field: the answer is 'unproven'.
 -- Answers 'placed' and the node; 'waiting', how many are ahead, and the drain interval (ms, or ''); 'full',
 -- how many wait for the model, the interval, and which bound was met; or 'more': none of the few would do, ask
 -- with all of them.
@@ -172,15 +173,16 @@ function verbs.reserve(a)
   local job, ref, lease, owner, model = a[1], a[1] .. ':' .. a[2], a[3], a[4], a[5]
   local tenant, priority, work, wait_s = a[6], tonumber(a[7]), a[8], tonumber(a[9])
   local per_model, total, per_tenant = tonumber(a[10]), tonumber(a[11]), tonumber(a[12])
-  local node_bytes, tried, only, few = tonumber(a[13]), a[14], a[15], a[16] == '1'
-  for i = 17, #a do  -- asked again after an answer was lost: the slot may be taken already
+  local node_bytes, tried, only, few = tonumber(a[13]), a[14], a[15], a[18] == '1'
+  for i = 19, #a do  -- asked again after an answer was lost: the slot may be taken already
     if redis.call('HEXISTS', SLOTS .. a[i] .. '/' .. model, ref) == 1 then return {'placed', a[i]} end
   end
   if redis.call('EXISTS', WAIT .. job) == 1 then
     return {'waiting', redis.call('ZRANK', QUEUE .. model, job) or 0, interval_of(model)}
   end
+  if a[16] ~= '' and redis.call('HEXISTS', a[16], a[17]) == 0 then return {'unproven'} end
   local shut, shut_by
-  for i = 17, #a do
+  for i = 19, #a do
     local place = a[i] .. '/' .. model
     if free_slots(place) > 0 and has_room(a[i], #work, node_bytes) and alive(a[i]) then
       local how, b = gate(place)

@@ -21,6 +21,7 @@ from django.conf import settings
 from gputorrent.redis import Pipe, Script
 from jobs import breaker
 from jobs.breaker import Breaker, Verdict
+from jobs.errors import NotPermitted
 from jobs.poison import Strikes
 from worker_agent.contract import Work, encode
 
@@ -117,6 +118,7 @@ class Board:
         tried: Iterable[str] = (),
         only: frozenset[str] | None = None,
         others: Callable[[], Sequence[str]] | None = None,
+        proof: tuple[str, str] | None = None,
         late: Callable[[Placed | Waiting | Full], None] = lambda answer: None,
     ) -> Placed | Waiting | Full:
         """Take a slot on the first node of `order` that has one and deliver the work there; else wait.
@@ -124,6 +126,8 @@ class Board:
         A job that waits is never given to a node in `tried`, nor to one that is not in `only` (None: any).
         `others` tells the nodes that come after those of `order`, where there are more: they are asked for
         when none of these has a free slot, and then a second step looks at all.
+        With a `proof`, a hash and a field, nothing is done where the hash has no such field: raises
+        `NotPermitted`.
         `late` hears the answer if whoever asked was cancelled meanwhile: what was done must still be undone.
 
         Asynchronous jobs may fill half of each bound only: their queue is the ledger, and callers who wait
@@ -146,15 +150,18 @@ class Board:
             f" {' '.join(tried)} ",
             "" if only is None else _listed(only),
         )
+        proven = proof or ("", "")
 
         def heard(told: Any) -> None:
-            if not isinstance(told, Exception) and told[0] != b"more":
+            if not isinstance(told, Exception) and told[0] not in {b"more", b"unproven"}:
                 late(_reserved(told))
 
         ask = self._script.unless_left
-        answer = await ask(heard, "reserve", *given, int(others is not None), *order)
+        answer = await ask(heard, "reserve", *given, *proven, int(others is not None), *order)
         if answer[0] == b"more" and others:
-            answer = await ask(heard, "reserve", *given, 0, *order, *others())
+            answer = await ask(heard, "reserve", *given, *proven, 0, *order, *others())
+        if answer[0] == b"unproven":
+            raise NotPermitted
         return _reserved(answer)
 
     async def release(

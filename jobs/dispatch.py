@@ -27,6 +27,7 @@ from jobs.errors import (
     FirstTokenTimeout,
     JobError,
     ModelLoading,
+    NotPermitted,
     QueueTimeout,
     UpstreamFailed,
 )
@@ -38,13 +39,13 @@ from jobs.outlook import Outlook
 from jobs.recorder import Recorder
 from jobs.refusal import queue_full
 from jobs.tail import Tails
-from worker_agent.contract import Chunk, Done, Failed, Load, Outcome, Work
+from jobs.wishes import LoadWishes
+from worker_agent.contract import Chunk, Done, Failed, Outcome, Work
 
 log = logging.getLogger(__name__)
 
 STATE = "gputorrent.dispatcher"
 """Where the process's dispatcher lies in the state that the server hands to each request."""
-_ASK_AGAIN_SECONDS = 3.0
 _APART_SECONDS = 0.2
 
 
@@ -63,8 +64,8 @@ class Dispatcher:
         self.metrics.sample(metrics.STALE, lambda: self.mailbox.stale)
         self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
         self.jobs: dict[str, InteractiveJob] = {}
-        self._load_asked: dict[tuple[str, str], float] = {}
         self._effect = Effects()
+        self.wishes = LoadWishes(self.mailbox, self._effect)
 
     async def start(self) -> None:
         """Open the wire. Raises `redis.RedisError` when Redis is away."""
@@ -86,14 +87,17 @@ class Dispatcher:
 
     # -- the verbs -----------------------------------------------------------------------------
 
-    async def submit(self, request: Request, over: Over | None = None) -> InteractiveJob:
-        """Accept a job: it is placed, or it waits. Raises `JobError`. `over` is done once, at the end."""
+    async def submit(
+        self, request: Request, over: Over | None = None, proof: tuple[str, str] | None = None
+    ) -> InteractiveJob:
+        """Accept a job: it is placed, or it waits. `over` is done once, at the end. Raises `JobError`, and
+        without a trace `NotPermitted` where Redis has no such `proof` (see `Board.reserve`)."""
         new_id, web = interactive.new_job_id(), self.mailbox.web
         job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web, over=over)
         self.jobs[job.id] = job
         job.tail = self.tails.begin(job, request.key)
         with self._ending(job):
-            await self._place(job)
+            await self._place(job, proof)
         self.recorder.note(job)
         return job
 
@@ -122,6 +126,9 @@ class Dispatcher:
         """Whatever stops the caller from getting an answer ends the job."""
         try:
             yield
+        except NotPermitted:
+            self._drop(job)
+            raise
         except JobError as e:
             e.job = job.id
             self._end(job, e.move, code=e.code, message=str(e))
@@ -232,7 +239,7 @@ class Dispatcher:
 
     # -- placing -------------------------------------------------------------------------------------
 
-    async def _place(self, job: InteractiveJob) -> None:
+    async def _place(self, job: InteractiveJob, proof: tuple[str, str] | None = None) -> None:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
         self.outlook.check_held_off(request)
@@ -241,15 +248,11 @@ class Dispatcher:
         if isinstance(decision, routing.Refuse) and job.visited != tried:
             decision = self.outlook.decide(request, tried)
         if isinstance(decision, routing.Refuse):
-            last = job.current if job.tries else None
-            ended = (last.reason or last.outcome) if last else ""
+            ended = (job.current.reason or job.current.outcome) if job.tries else ""
             raise self.outlook.refusal(request.model, decision, ended)
         job.claim()
-        job.wait_limit = settings.QUEUE_SECONDS
-        if isinstance(decision, routing.Load | routing.Wait):
-            job.wait_limit = settings.LOAD_SECONDS
-            if isinstance(decision, routing.Load):
-                self.ask_to_load(decision.node, request.model)
+        loading = isinstance(decision, routing.Load | routing.Wait)
+        job.wait_limit = settings.LOAD_SECONDS if loading else settings.QUEUE_SECONDS
         self.mailbox.expect(job.id, job)
         work = Work(
             job=job.id,
@@ -277,14 +280,20 @@ class Dispatcher:
                 tried=tried | decision.barred,
                 only=request.only,
                 others=place.later,
+                proof=proof,
                 late=lambda told: self._reserved_too_late(job, told),
             )
         except redis.RedisError as e:
             log.warning("redis unavailable error=%s job=%s", type(e).__name__, job.id)
             job.attempt_over("not_placed", "the broker is unavailable")
             raise BrokerUnavailable("the queue is unavailable for the moment") from None
+        except NotPermitted:
+            turn.settle(None)
+            raise
         taken = place.scored(answer.node) if isinstance(answer, Placed) else None
         turn.settle(taken)
+        if isinstance(decision, routing.Load):
+            self.wishes.ask(decision.node, request.model)
         if isinstance(answer, Placed):
             job.why = str(taken or "")
             self._placed(job, answer.node)
@@ -302,14 +311,6 @@ class Dispatcher:
         if isinstance(answer, Placed):
             self._placed(job, answer.node)
         self.stop_left(job)
-
-    def ask_to_load(self, node: str, model: str) -> None:
-        """Tell a node to load a model, at most once in a few seconds however many wait for it."""
-        now = time.monotonic()
-        if now - self._load_asked.get((node, model), 0.0) > _ASK_AGAIN_SECONDS:
-            self._load_asked[node, model] = now
-            log.info("node=%s asked to load model=%s", node, model)
-            self._effect(self.mailbox.tell(node, Load(model)))
 
     async def _attempt_failed(self, job: InteractiveJob, event: Failed | Lost) -> None:
         """Clear up after an attempt that failed before the first byte. Raises unless another may follow."""
@@ -387,9 +388,13 @@ class Dispatcher:
             self.recorder.note(job)
 
     def _forget(self, job: InteractiveJob) -> None:
-        self.mailbox.forget(job.id)
-        if self.jobs.pop(job.id, None):
-            self.tails.over(job.id)
+        if self._drop(job):
             counting.job_over(self.metrics, job, self.outlook.snapshot)
             if job.over:
                 self._effect(job.over(job))
+
+    def _drop(self, job: InteractiveJob) -> bool:
+        """Know nothing of it any more. Returns whether it was known."""
+        self.mailbox.forget(job.id)
+        self.tails.over(job.id)
+        return self.jobs.pop(job.id, None) is not None

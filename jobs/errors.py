@@ -115,3 +115,7 @@ def error_codes() -> list[str]:
         found.add(kind.code)
         look += kind.__subclasses__()
     return sorted(found)
+
+
+class NotPermitted(Exception):
+    """What a job was submitted under did not hold: it is as if it had never been submitted."""

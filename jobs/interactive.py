@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
-import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -42,7 +41,7 @@ class Lost:
 
 Event = Chunk | Done | Failed | Lost
 
-Over = Callable[["InteractiveJob"], Coroutine[Any, Any, None]]
+Over = Callable[["InteractiveJob"], asyncio.Future[Any]]
 """Done once when nothing more is awaited of a job, from its caller or from its node."""
 
 
@@ -54,6 +53,11 @@ def new_job_id() -> str:
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
     return f"{value:032x}"
+
+
+def tenant_of(key: int | None) -> str:
+    """Who shares fairly with whom."""
+    return str(key or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,7 @@ class Request:
 
     @property
     def tenant(self) -> str:
-        """Who shares fairly with whom."""
-        return str(self.key or 0)
+        return tenant_of(self.key)
 
     @property
     def prompt_tokens_about(self) -> int:
@@ -152,7 +155,7 @@ class InteractiveJob:
         if self.stopped:
             raise self.stopped
         self.attempt += 1
-        self.lease = secrets.token_bytes(16)
+        self.lease = os.urandom(16)
         self.next_seq = 0
         self._events.clear()
         self._buffered = 0

@@ -192,7 +192,7 @@ class Watch:
             decisions[alike] = d.outlook.decide(request, tried)
         decision = decisions[alike]
         if isinstance(decision, routing.Load):
-            d.ask_to_load(decision.node, model)
+            d.wishes.ask(decision.node, model)
         loading = isinstance(decision, routing.Load | routing.Wait)
         if waited > job.wait_limit:
             if loading:

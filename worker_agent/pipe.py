@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import hiredis
@@ -27,6 +28,8 @@ class _Asked(NamedTuple):
     packed: bytes
     future: asyncio.Future[Any]
     again: bool  # it was sent before, over a connection that broke
+    script: tuple[Any, ...] | None = None  # the same whole, for a server that has forgotten it
+    late: Callable[[Any], None] | None = None  # hears the answer if the future is done by then
 
 
 class Pipe:
@@ -70,16 +73,25 @@ class Pipe:
 
         Raises TypeError for an argument that is neither text, bytes nor a number.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        return self._ask(_Asked(command[0], hiredis.pack_command(command), _future(), False))
+
+    def run(
+        self, sha: str, source: str, *arguments: Any, late: Callable[[Any], None] | None = None
+    ) -> asyncio.Future[Any]:
+        """Queue a script by its hash; it is sent whole where the server has forgotten it. Cancelling the
+        future does not stop it: its answer (or the exception) is handed to `late` then."""
+        packed = hiredis.pack_command(("EVALSHA", sha, 0, *arguments))
+        return self._ask(_Asked("EVALSHA", packed, _future(), False, ("EVAL", source, 0, *arguments), late))
+
+    def _ask(self, asked: _Asked) -> asyncio.Future[Any]:
         if self._ended is not None:
-            _refuse(future, self._ended)
-            return future
-        self._waiting.append(_Asked(command[0], hiredis.pack_command(command), future, False))
+            _refuse(asked, self._ended)
+            return asked.future
+        self._waiting.append(asked)
         if not self._sent and not self._soon:
             self._soon = True
-            loop.call_soon(self._write)
-        return future
+            asyncio.get_running_loop().call_soon(self._write)
+        return asked.future
 
     def flush(self) -> None:
         """Write at once what was given in this turn, if nothing is under way: for who gathers by himself."""
@@ -143,17 +155,23 @@ class Pipe:
         failed, self._waiting = [*self._sent, *self._waiting], []
         self._sent.clear()
         for asked in failed:
-            _refuse(asked.future, error)
+            _refuse(asked, error)
 
     # -- in: called by the line ------------------------------------------------------------------------
     def answered(self, answer: Any) -> None:
         """One answer has come, to the oldest command under way."""
         asked = self._sent.popleft()
         if isinstance(answer, Exception):
-            _refuse(asked.future, answer)
+            if isinstance(answer, NoScriptError) and asked.script and asked.name == "EVALSHA":
+                packed = hiredis.pack_command(asked.script)
+                self._waiting.insert(0, asked._replace(name="EVAL", packed=packed))
+            else:
+                _refuse(asked, answer)
         elif not asked.future.done():
             callback = self._callbacks.get(asked.name)
             asked.future.set_result(answer if callback is None else callback(answer))
+        elif asked.late:
+            asked.late(answer)
         if not self._sent and self._waiting and not self._soon:
             self._soon = True
             # Behind those who have just been answered: what they ask next goes along.
@@ -171,8 +189,8 @@ class Pipe:
         again = []
         for asked in self._sent:
             if asked.again:
-                _refuse(asked.future, error)
-            elif not asked.future.done():
+                _refuse(asked, error)
+            elif asked.script or not asked.future.done():
                 again.append(asked._replace(again=True))
         self._sent.clear()
         self._waiting[:0] = again
@@ -218,10 +236,16 @@ class _Line(asyncio.Protocol):
         self._pool._in_use_connections.discard(self._connection)
 
 
-def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # a caller that has left must not raise "never retrieved"
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _refuse(asked: _Asked, error: Exception) -> None:
+    if not asked.future.done():
+        asked.future.set_exception(error)
+        asked.future.exception()  # a caller that has left must not raise "never retrieved"
+    elif asked.late:
+        asked.late(error)
 
 
 def _error(message: str) -> Exception:

@@ -8,11 +8,18 @@ import statistics
 import sys
 from collections import defaultdict
 
-from benchmarks.speed import processes, table
-from benchmarks.speed.figures import SCENARIOS, Broken, Seen
+from benchmarks.speed import figures, held, processes, table, workers
+from benchmarks.speed.figures import Broken, Scenario, Seen
 from benchmarks.speed.gateways import OURS, ROUTER, Target, cluster, vllm_router
 from benchmarks.speed.processes import Cores
 from gputorrent.environments import EnvironmentFailure
+
+SCENARIOS = (
+    *figures.SCENARIOS,
+    Scenario("1,000 streams held", held.thousand, 4, ours=True),
+    Scenario("5,000 streams held", held.most, 5, ours=True),
+)
+_WORKERS = "1 and 2 workers"
 
 
 def measure(targets: list[Target], rounds: int, only: list[str], scale: float) -> dict[str, Seen]:
@@ -20,11 +27,13 @@ def measure(targets: list[Target], rounds: int, only: list[str], scale: float) -
     seen: dict[str, dict[str, list[float]]] = {t.name: defaultdict(list) for t in targets}
     chosen = [s for s in SCENARIOS if not only or any(word in s.name for word in only)]
     for target in targets:
-        for scenario in chosen[:3]:
+        for scenario in [s for s in chosen if not s.ours][:3]:
             scenario.run(target, 1.0)  # warm
     for number in range(rounds):
         for scenario in chosen:
             for target in targets:
+                if scenario.ours and target.name != OURS:
+                    continue
                 found = scenario.run(target, scenario.seconds * scale)
                 for name, value in found.items():
                     seen[target.name][name].append(value)
@@ -58,6 +67,9 @@ def main() -> int:
                         medians = measure([*ours.values(), router], args.rounds, args.only, args.scale)
         for name, value in idle.items():
             medians[name]["rss_idle_mb"] = value
+        if not args.only or any(word in _WORKERS for word in args.only):
+            for name, found in workers.compare(cores, args.rounds, 4 * args.scale).items():
+                medians[name].update(found)
     except (Broken, EnvironmentFailure, RuntimeError) as e:
         print(e, file=sys.stderr)
         return 1

@@ -30,11 +30,12 @@ class Broken(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`needs` are the names of what it returns, as the table uses them."""
+    """One kind of load, for about so many seconds."""
 
     name: str
     run: Callable[[Target, float], Seen]
     seconds: float
+    ours: bool = False  # it says something of our coordinator only
 
 
 def _whole(target: Target, seconds: float, connections: int, body: dict[str, Any] = CHAT) -> wrk.Seen:

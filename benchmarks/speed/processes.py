@@ -86,3 +86,11 @@ class Group:
             with contextlib.suppress(psutil.Error):
                 total += sum(file.path.endswith(ending) for file in process.open_files())
         return total
+
+    def files(self, ending: str) -> int:
+        """Open ones whose names end so, each as often as it is open."""
+        total = 0
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                total += sum(file.path.endswith(ending) for file in process.open_files())
+        return total

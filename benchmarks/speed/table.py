@@ -48,6 +48,12 @@ ROWS = (
     Row("64 streams: agent CPU, us a token", _of("token_cpu_agent_64"), lambda _: 60.0),
     Row("RSS idle, MB", _of("rss_idle_mb"), lambda _: 150.0, peer="136"),
     Row("RSS with 256 streams, MB", _of("rss_mb"), peer="210"),
+    Row("1,000 streams: threads of the web process more than idle", _of("held_threads"), lambda _: 0),
+    Row("1,000 streams: its database connections more", _of("held_databases"), lambda _: 0),
+    Row("5,000 streams on one web process: open at once", _of("held_most"), lambda _: 5000, True),
+    Row("5,000 streams: RSS of the web process, MB", _of("held_rss_mb")),
+    Row("2 workers over 1: completions", _of("workers_completions")),
+    Row("2 workers over 1: what ends in the web process", _of("workers_refusals"), lambda _: 1.7, True),
 )
 
 

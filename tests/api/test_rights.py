@@ -17,7 +17,7 @@ from nodes.models import Node, NodeState
 from tests.api.callers import caller
 from tests.jobs.desk import Desk
 from tests.jobs.scripted import ScriptedNode, until
-from worker_agent.contract import Outcome
+from worker_agent.contract import ModelState, Outcome
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 A, B = "a" * 16, "b" * 16
@@ -304,6 +304,39 @@ async def test_one_more_than_its_concurrency_is_refused_meanwhile(serve, wire):
     node.done(await node.take())
     node.done(work)
     assert {(await asking).status_code, (await others).status_code} == {200}
+
+
+async def test_what_the_limits_refuse_leaves_no_trace(serve, wire):
+    asleep = ScriptedNode(wire, model="asleep", state=ModelState.OFFERED)
+    node = ScriptedNode(wire, B, slots=4)
+    ann = await caller(requests_per_minute=1)
+    client = await serve()
+    asking = asyncio.create_task(client.post(CHAT, json=say(), headers=ann))
+    node.done(await node.take())
+    assert (await asking).status_code == 200
+    for wanted in (say(), say(stream=True), say("asleep"), say("nobody-has-it")):
+        answer = await client.post(CHAT, json=wanted, headers=ann)
+        assert (answer.status_code, code(answer)) == (429, "rate_limit_exceeded")
+        assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+        assert "x-gputorrent-job" not in answer.headers
+    assert (node.inbox(), asleep.inbox(), asleep.controls()) == ([], [], [])
+    assert wire.zcard("gt:board:waiting") == 0
+    assert not [key for key in wire.keys("gt:limits:*") if b":open:" in key or b":reserved:" in key]
+    listed = (await client.get("/jobs", headers=ann)).json()["data"]
+    assert [job["state"] for job in listed] == ["completed"]
+
+
+async def test_scripts_that_redis_has_forgotten_cost_nobody_an_answer(serve, wire):
+    node = ScriptedNode(wire, slots=4)
+    ann = await caller(requests_per_minute=9, concurrency=1)
+    client = await serve()
+    for left in ("8", "7", "6"):
+        wire.script_flush()
+        asking = asyncio.create_task(client.post(CHAT, json=say(), headers=ann))
+        node.done(await node.take())
+        answer = await asking
+        assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (200, left)
+        await until(lambda: not wire.keys("gt:limits:open:*"))
 
 
 async def test_an_asynchronous_job_takes_its_real_tokens_from_the_budget(serve, wire):

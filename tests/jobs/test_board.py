@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.board import Bound, Full, Held, Placed, Waiting
+from jobs.errors import NotPermitted
 from nodes import view
 from tests.jobs.scripted import ScriptedNode, work
 from worker_agent.contract import reply_key
@@ -61,6 +62,17 @@ async def test_a_node_whose_lease_is_gone_gets_nothing(node, reserve):
 
 async def test_a_place_that_routing_does_not_know_has_no_slots(node, reserve):
     assert await reserve(model="other") == Waiting(0)
+
+
+async def test_what_depends_on_something_that_does_not_hold_is_not_done(wire, node, reserve, board):
+    for other in ({}, {"order": ()}, {"wait_seconds": 0}, {"others": lambda: [A], "order": (B,)}):
+        with pytest.raises(NotPermitted):
+            await reserve(proof=("leave", "j1"), **other)
+    assert (node.inbox(), await board.loads(), await board.depths(["m"])) == ([], {}, (0, {"m": 0}))
+    wire.hset("leave", "j1", "")
+    assert await reserve(proof=("leave", "j1")) == Placed(A)
+    wire.delete("leave")
+    assert await reserve(proof=("leave", "j1")) == Placed(A)  # asked again: it is placed already
 
 
 async def test_who_does_not_want_to_wait_is_told_that_it_is_full(node, reserve):
