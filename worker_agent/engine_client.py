@@ -163,7 +163,7 @@ class Answer:
 
     async def follow(self, take: Callable[[bytes], _T | None]) -> _T:
         """Hand everything to `take` in the moment it arrives, until that returns something, which is
-        returned, or raises. No task is woken for a piece: a token costs a quarter less so.
+        returned, or raises. No task is woken for a piece: that was about a tenth of a token.
 
         Raises `EngineDied` if the body ends, or the connection breaks, before that.
         """
