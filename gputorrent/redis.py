@@ -1,7 +1,7 @@
 """The one Redis client of the coordinator, blocking and async.
 
 Everything here raises `redis.exceptions.RedisError`; callers at a border turn it into what their side
-understands. The async side has `gputorrent.pipe`, which gathers the commands of one turn of the loop into a
+understands. The async side has `worker_agent.pipe`, which gathers the commands of one turn of the loop into a
 single write: a thousand requests at once share one connection instead of opening a thousand.
 """
 
@@ -21,7 +21,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from gputorrent.pipe import ANSWER_SECONDS, Pipe
+from worker_agent.pipe import ANSWER_SECONDS, Pipe
 
 __all__ = ["ANSWER_SECONDS", "Pipe", "Script", "asynchronous", "blocking", "piped"]
 

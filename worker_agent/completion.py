@@ -40,6 +40,9 @@ class Completion:
         self._loop = asyncio.get_running_loop()
         self._begun = self._progress = self._loop.time()
         self._first_ms = 0.0
+        self._pending = self._held = b""  # an event that has begun; what waits for the first token
+        self._usage: Usage | None = None
+        self._status, self._content_type = 0, ""
         self._saw_token = False
         self._seq = 0
         self._counted = 0
@@ -94,7 +97,8 @@ class Completion:
             body = self._translation.request(work.body)
         async with self._engine.exchange("POST", work.path, body, headers) as answer:
             if answer.status == 200 and work.stream and answer.content_type.startswith("text/event-stream"):
-                return await self._stream(answer)
+                self._status, self._content_type = answer.status, answer.content_type
+                return await answer.follow(self._take)
             body = await answer.read_all()
             return self._judge(answer, body if self._translation is None else self._translation.answer(body))
 
@@ -114,39 +118,39 @@ class Completion:
             self._count(usage.completion_tokens)
         return self._done(status, body, answer.content_type, usage)
 
-    async def _stream(self, answer: Answer) -> Done:
-        usage: Usage | None = None
-        begun = held = b""
-        while True:
-            data = await answer.read()
-            if not data:
-                raise EngineDied("the engine ended a stream without its last event")
-            events, begun = sse.cut(begun + data if begun else data)
-            if not events:
-                continue
-            self._progress = self._loop.time()
-            if self._translation is not None:
-                events = self._translation.events(events)
-            if (message := self._form.error_in(events)) is not None:
-                raise _Verdict(Outcome.ENGINE_ERROR, message or "the engine gave no reason")
-            if not self._saw_token and self._form.has_token(events):
-                self._saw_token = True
-                self._first_ms = (self._progress - self._begun) * 1000
-                self._meter.first_token(self._first_ms)
-                self._watch()
-            self._count(events.count(b"\n\n"))  # about one token each, until the usage says it exactly
-            events, told = self._form.take_usage(events, hide=self.work.hide_usage)
-            usage = told or usage
-            events, ended = self._form.closed(events)
-            events, held = held + events, b""
-            if ended:
-                if usage is not None:
-                    self._count(usage.completion_tokens - self._counted)
-                return self._done(answer.status, events, answer.content_type, usage)
-            if self._form.HELD_BACK and not self._saw_token:
-                held = events
-            elif events:
-                self._chunk(events)
+    def _take(self, data: bytes) -> Done | None:
+        """A piece of a stream: what is whole in it goes on. Returns the last reply once the stream has ended.
+        Runs for every token."""
+        events, self._pending = sse.cut(self._pending + data if self._pending else data)
+        if not events:
+            return None
+        form = self._form
+        self._progress = self._loop.time()
+        if self._translation is not None:
+            events = self._translation.events(events)
+        if (message := form.error_in(events)) is not None:
+            raise _Verdict(Outcome.ENGINE_ERROR, message or "the engine gave no reason")
+        if not self._saw_token and form.has_token(events):
+            self._saw_token = True
+            self._first_ms = (self._progress - self._begun) * 1000
+            self._meter.first_token(self._first_ms)
+            self._watch()
+        self._count(events.count(b"\n\n"))  # about one token each, until the usage says it exactly
+        events, told = form.take_usage(events, hide=self.work.hide_usage)
+        self._usage = told or self._usage
+        events, ended = form.closed(events)
+        if self._held:
+            events, self._held = self._held + events, b""
+        if ended:
+            usage = self._usage
+            if usage is not None:
+                self._count(usage.completion_tokens - self._counted)
+            return self._done(self._status, events, self._content_type, usage)
+        if form.HELD_BACK and not self._saw_token:
+            self._held = events
+        elif events:
+            self._chunk(events)
+        return None
 
     # -- replies ---------------------------------------------------------------------------------------
     def _count(self, tokens: int) -> None:

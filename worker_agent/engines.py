@@ -40,6 +40,7 @@ class Engines:
         self._settings, self._folder, self._gauge = settings, folder, gauge
         self._on_change = on_change
         self._news = asyncio.Event()
+        self._wants_room = False  # a model that is wished for waits until others are idle, or gone
         self._limits = plan.Limits(residence=settings.min_residence_seconds)
         remembered = Remembered(folder / "needs.json")
         self._engines = {
@@ -168,8 +169,10 @@ class Engines:
             self._changed()
 
     def work_ended(self) -> None:
-        """Perhaps something can be unloaded now."""
-        self._news.set()
+        """Perhaps something can be unloaded now. Called after every lone request, so nothing is thought over
+        unless somebody waits for it (see `plan.next_step`: only these two rules ask what has work)."""
+        if self._wants_room or self._resting or any(it.leave for it in self._engines.values()):
+            self._news.set()
 
     # -- doing it --------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -196,6 +199,7 @@ class Engines:
     async def _do(self, step: plan.Step) -> None:
         if isinstance(step, plan.Wait):
             self._say_wait(step)
+            self._wants_room = bool(step.model)
             try:
                 async with asyncio.timeout(step.seconds):
                     await self._news.wait()

@@ -8,18 +8,20 @@ with the same sequence number.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import redis.asyncio as redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from worker_agent import contract, log
 from worker_agent.backoff import Backoff
 from worker_agent.contract import Chunk, Control, RedisAccess, Reply, Work
 from worker_agent.outbox import Outbox
+from worker_agent.pipe import Pipe
 
 _logger = logging.getLogger(__name__)
 
@@ -31,16 +33,6 @@ NOBODY_SECONDS = 5.0
 """A reply stream that has been missing for so long has no reader any more."""
 
 _FIRST_SILENCE_SECONDS = 20.0
-
-
-def told_to_end() -> bool:
-    """Whether the running task has been cancelled.
-
-    Asked after every command: redis-py 8.1 loses about one cancellation in eight that arrives together with
-    an answer, and a task group cancels its tasks only once.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def remedy_for(error: BaseException) -> str | None:
@@ -81,7 +73,9 @@ class Mailbox:
         self._redis_ca = redis_ca
         self._outbox = Outbox(owed_bytes)
         self._nobody_seconds = nobody_seconds
-        self._client: redis.Redis | None = None
+        self._access: RedisAccess | None = None
+        self._out: Pipe | None = None  # for what is written
+        self._in: Pipe | None = None  # for what is read, as long as one connection lasts
         self._ready = asyncio.Event()
         self._renewed = asyncio.Event()
         self.connected = False
@@ -93,11 +87,12 @@ class Mailbox:
     async def use(self, access: RedisAccess) -> None:
         """Connect with these credentials from now on, cutting the connections of the old ones."""
         self.denied = False
-        old, self._client = self._client, self._connect(access)
+        old = (self._out, self._in)
+        self._access, self._in = access, None
+        self._out = Pipe(self._connect(access, ANSWER_SECONDS), ANSWER_SECONDS)
         self._ready.set()
         self._renewed.set()
-        if old is not None:
-            await _close(old)
+        await _close(*old)
 
     def identify(self, node: str, incarnation: int, lease_refresh: float, lease_seconds: float) -> None:
         """Say whose mailbox this is; before the first `use`, and after every registration."""
@@ -129,23 +124,21 @@ class Mailbox:
 
     async def close(self) -> None:
         """Give up the lease and hang up. `run` must have ended."""
-        client, self._client = self._client, None
-        if client is None:
-            return
-        if self.connected:
+        out, self._out, self._access = self._out, None, None
+        if out is not None and self.connected:
             try:
                 async with asyncio.timeout(1.0):
-                    await client.delete(contract.lease_key(self.node))
-            except (RedisError, OSError, TimeoutError):
+                    await out.send("DEL", contract.lease_key(self.node))
+            except (RedisError, TimeoutError):
                 pass  # it expires by itself
-        await _close(client)
+        await _close(out, self._in)
 
     # -- the connection --------------------------------------------------------------------------------
-    def _connect(self, access: RedisAccess) -> redis.Redis:
+    def _connect(self, access: RedisAccess, answer_seconds: float) -> redis.Redis:
         options: dict[str, Any] = {}
         if access.url.startswith("rediss://") and self._redis_ca is not None:
             options["ssl_ca_certs"] = self._redis_ca
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             access.url,
             username=access.username or None,
             password=access.password or None,
@@ -153,23 +146,27 @@ class Mailbox:
             # What the node's user may not do, the client must not try: no CLIENT SETINFO on connecting.
             driver_info=None,
             socket_connect_timeout=ANSWER_SECONDS,
-            socket_timeout=ANSWER_SECONDS + BLOCK_MS / 1000,
+            socket_timeout=answer_seconds,
             socket_keepalive=True,
             retry=None,
             **options,
         )
+        client.response_callbacks.clear()  # answers as the wire has them: no object for each entry
+        return client
 
-    async def _for_ever(self, what: str, loop: Callable[[redis.Redis], Awaitable[None]]) -> None:
-        """Run `loop` over a connection; when it breaks, again after a growing pause."""
+    async def _for_ever(self, what: str, loop: Callable[[RedisAccess, Pipe], Awaitable[None]]) -> None:
+        """Run `loop`; when it breaks, again after a growing pause."""
         backoff = Backoff()
-        while not told_to_end():
+        while True:
             await self._ready.wait()
-            client = cast(redis.Redis, self._client)
+            access, out = self._access, self._out
+            assert access is not None
+            assert out is not None
             started = asyncio.get_running_loop().time()
             try:
-                await loop(client)
-            except (RedisError, OSError, TimeoutError) as error:
-                if client is not self._client:
+                await loop(access, out)
+            except (RedisError, OSError) as error:
+                if out is not self._out:
                     continue  # we hung up ourselves, for better credentials
                 if asyncio.get_running_loop().time() - started > 10:
                     backoff.reset()
@@ -206,30 +203,37 @@ class Mailbox:
             pass
 
     # -- reading ---------------------------------------------------------------------------------------
-    async def _read(self, client: redis.Redis) -> None:
-        inbox, control = contract.inbox_key(self.node), contract.control_key(self.node)
+    async def _read(self, access: RedisAccess, _: Pipe) -> None:
         # From the beginning on every connection: what is still there was never read, or its deletion is
-        # owed (`_deleting` knows those). A kept cursor would miss entries after a Redis whose clock or
-        # history is another.
-        cursors: dict[str, bytes | str] = {inbox: "0-0", control: "0-0"}
-        block: int | None = None  # the first read returns at once and proves the connection
-        while not told_to_end():
-            found = cast(
-                "list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]] | None",
-                await client.xread(cast(Any, cursors), count=READ_COUNT, block=block),
-            )
-            block = BLOCK_MS
+        # owed (the outbox knows those). A kept cursor would miss entries after a Redis whose clock or
+        # history is another; hence a pipe that ends with its connection.
+        patience = ANSWER_SECONDS + BLOCK_MS / 1000
+        pipe = self._in = Pipe(self._connect(access, patience), patience, lasting=False)
+        try:
+            await self._read_from(pipe)
+        finally:
+            await _close(pipe)
+
+    async def _read_from(self, pipe: Pipe) -> None:
+        inbox, control = contract.inbox_key(self.node), contract.control_key(self.node)
+        key_of = {inbox.encode(): inbox, control.encode(): control}
+        after: dict[str, bytes | str] = {inbox: "0-0", control: "0-0"}
+        block: tuple[str | int, ...] = ()  # the first read returns at once and proves the connection
+        while True:
+            asked = ("XREAD", "COUNT", READ_COUNT, *block, "STREAMS", inbox, control)
+            found = await pipe.send(*asked, after[inbox], after[control])
+            block = ("BLOCK", BLOCK_MS)
             if not self.connected:
                 self.connected, self.denied, self._said = True, False, ""
                 self._on_connected()
                 log.event(_logger, logging.INFO, "connected to the broker")
             for stream, entries in found or ():
-                key = stream.decode()
+                key = key_of[stream]
                 for entry, fields in entries:
-                    cursors[key] = entry
+                    after[key] = entry
                     if not self._outbox.is_deleting(key, entry):
                         self._outbox.delete(key, entry)
-                        self._take(key == inbox, fields.get(contract.FIELD, b""))
+                        self._take(key == inbox, _message(fields))
 
     def _take(self, is_work: bool, data: bytes) -> None:
         try:
@@ -241,36 +245,41 @@ class Mailbox:
             log.event(_logger, logging.ERROR, "dropped a message that is not understood", why=str(error))
 
     # -- writing ---------------------------------------------------------------------------------------
-    async def _write(self, client: redis.Redis) -> None:
+    async def _write(self, _: RedisAccess, pipe: Pipe) -> None:
         loop = asyncio.get_running_loop()
-        while not told_to_end():
+        while True:
             batch = await self._outbox.next_batch()
-            pipeline = client.pipeline(transaction=False)
-            for web, data in batch.writes:
-                pipeline.execute_command(
+            asked = [
+                pipe.send(
                     *("XADD", contract.reply_key(web), "NOMKSTREAM"),
                     *("MAXLEN", "~", contract.REPLY_STREAM_MAXLEN, "*", contract.FIELD, data),
                 )
-            for key, entries in batch.deletes.items():
-                pipeline.execute_command("XDEL", key, *entries)
-            results = await pipeline.execute(raise_on_error=False)
-            for result in results:
-                if isinstance(result, ResponseError):
-                    raise result
+                for web, data in batch.writes
+            ]
+            asked += [pipe.send("XDEL", key, *entries) for key, entries in batch.deletes.items()]
+            pipe.flush()
+            last = await asked[-1]  # answers come in order, and a broken connection fails all the rest
+            results = [*(answer.result() for answer in asked[:-1]), last]
             nobody = {web for (web, _), result in zip(batch.writes, results, strict=False) if result is None}
             for web in self._outbox.done(batch, nobody, loop.time(), self._nobody_seconds):
                 log.event(_logger, logging.WARNING, "nobody reads the replies any more", web=web)
                 self._on_nobody(web)
 
-    async def _refresh(self, client: redis.Redis) -> None:
-        while not told_to_end():
-            await client.set(contract.lease_key(self.node), str(self.incarnation), px=self._lease_ms)
+    async def _refresh(self, _: RedisAccess, pipe: Pipe) -> None:
+        while True:
+            await pipe.send("SET", contract.lease_key(self.node), self.incarnation, "PX", self._lease_ms)
             await asyncio.sleep(self._lease_refresh)
 
 
-async def _close(client: redis.Redis) -> None:
-    try:
-        await client.connection_pool.disconnect(inuse_connections=True)
-        await client.aclose()
-    except (RedisError, OSError):
-        pass  # it was broken already
+def _message(fields: list[bytes]) -> bytes:
+    """What an entry carries, of its names and values; nothing if it is none of ours."""
+    if len(fields) == 2 and fields[0] == contract.FIELD:
+        return fields[1]
+    return dict(zip(fields[::2], fields[1::2], strict=True)).get(contract.FIELD, b"")
+
+
+async def _close(*pipes: Pipe | None) -> None:
+    for pipe in pipes:
+        if pipe is not None:
+            with contextlib.suppress(RedisError, OSError):  # it was broken already
+                await pipe.close()

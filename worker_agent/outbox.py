@@ -18,6 +18,9 @@ ENTRY_BYTES = 512 * 1024
 """A list of replies is cut at about this size."""
 RETRY_SECONDS = 0.1
 """A web process that starts anew makes its stream within moments."""
+DELETE_SECONDS = 0.25
+"""A deletion waits so long for a reply to go out with: nothing depends on it, and a trip of its own would be
+one more for each request, with the reply waiting behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,10 @@ class Batch:
 
 @dataclass(slots=True)
 class _Owed:
-    """To one web process. `sent` is the list under way, or the one to write again."""
+    """To one web process. `sent` is the list under way, or the one to write again. Sizes in bytes, about."""
 
     replies: list[Reply] = field(default_factory=list)
+    size: int = 0
     sent: bytes = b""
     sent_size: int = 0
     missing_since: float | None = None
@@ -52,6 +56,8 @@ class Outbox:
         self._bound = bound
         self._owed: dict[str, _Owed] = {}
         self._deletes: dict[str, dict[bytes, None]] = {}
+        self._due: asyncio.TimerHandle | None = None  # when deletions go out by themselves
+        self._overdue = False
         self._size = 0
         self._news = asyncio.Event()
         self._empty = asyncio.Event()
@@ -67,13 +73,15 @@ class Outbox:
         if owed is None:
             owed = self._owed[web] = _Owed()
         owed.replies.append(reply)
+        owed.size += size
         self._wake()
         return True
 
     def delete(self, stream: str, entry: bytes) -> None:
         """Owe the deletion of an entry that was read."""
         self._deletes.setdefault(stream, {})[entry] = None
-        self._wake()
+        self._empty.clear()
+        self._arm()
 
     def is_deleting(self, stream: str, entry: bytes) -> bool:
         """Whether an entry was read already and only its deletion is owed."""
@@ -90,9 +98,12 @@ class Outbox:
             self._news.clear()
             now = loop.time()
             batch = self._gather(now)
-            if batch.writes or batch.deletes:
+            if batch.writes or (batch.deletes and self._overdue):
                 return batch
-            aside = min((it.not_before for it in self._owed.values()), default=None)
+            if not self._owed:
+                await self._news.wait()
+                continue
+            aside = min(it.not_before for it in self._owed.values())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(aside):
                     await self._news.wait()
@@ -108,6 +119,9 @@ class Outbox:
                 self._deletes[stream].pop(entry, None)
             if not self._deletes[stream]:
                 del self._deletes[stream]
+        self._overdue = False
+        if self._deletes:
+            self._arm()
         gone = []
         for web, _ in batch.writes:
             owed = self._owed[web]
@@ -117,7 +131,7 @@ class Outbox:
                     owed.missing_since = now
                 if now - owed.missing_since > patience:
                     gone.append(web)
-                    self._size -= owed.sent_size + sum(map(_size, owed.replies))
+                    self._size -= owed.sent_size + owed.size
                     del self._owed[web]
                 continue
             self._size -= owed.sent_size
@@ -134,22 +148,36 @@ class Outbox:
             if owed.not_before > now:
                 continue
             if not owed.sent:
-                part = _first_part(owed.replies)
-                owed.sent, owed.sent_size = encode(part), sum(map(_size, part))
-                del owed.replies[: len(part)]
+                part, rest = owed.replies, list[Reply]()
+                owed.sent_size = owed.size
+                if owed.size > ENTRY_BYTES:
+                    part, rest, owed.sent_size = _split(part)
+                owed.sent = encode(part)
+                owed.replies, owed.size = rest, owed.size - owed.sent_size
             writes.append((web, owed.sent))
         return Batch(writes, {stream: list(entries) for stream, entries in self._deletes.items()})
+
+    def _arm(self) -> None:
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(DELETE_SECONDS, self._delete_now)
+
+    def _delete_now(self) -> None:
+        self._due = None
+        if self._deletes:
+            self._overdue = True
+            self._wake()
 
     def _wake(self) -> None:
         self._news.set()
         self._empty.clear()
 
 
-def _first_part(replies: list[Reply]) -> list[Reply]:
-    """As many of the first as make one entry of bounded size; at least one."""
+def _split(replies: list[Reply]) -> tuple[list[Reply], list[Reply], int]:
+    """As many of the first as make one entry of bounded size, at least one; the rest; the first's size."""
     size = 0
     for count, reply in enumerate(replies):
-        size += _size(reply)
-        if size > ENTRY_BYTES and count:
-            return replies[:count]
-    return list(replies)
+        more = size + _size(reply)
+        if more > ENTRY_BYTES and count:
+            return replies[:count], replies[count:], size
+        size = more
+    return replies, [], size

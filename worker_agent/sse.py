@@ -16,6 +16,7 @@ END = b"data: [DONE]\n\n"
 HELD_BACK = False
 """Whether what comes before the first token is sent with it."""
 _ERROR = b'data: {"error"'
+_LATER_ERROR = b"\n\n" + _ERROR
 _USAGE = b'"usage"'
 
 
@@ -137,7 +138,7 @@ def has_token(events: bytes) -> bool:
 
 def error_in(events: bytes) -> str | None:
     """The message of an error event among these, if there is one."""
-    at = 0 if events.startswith(_ERROR) else events.find(b"\n\n" + _ERROR) + 2
+    at = 0 if events.startswith(_ERROR) else events.find(_LATER_ERROR) + 2
     if at == 1:
         return None
     return error_message(events[at + 5 : events.find(b"\n\n", at)])

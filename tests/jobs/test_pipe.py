@@ -9,8 +9,8 @@ import redis
 from redis.exceptions import ResponseError
 
 from gputorrent.embedded import RedisServer
-from gputorrent.pipe import Pipe
 from gputorrent.redis import Script, asynchronous
+from worker_agent.pipe import Pipe
 
 
 @pytest.fixture
@@ -67,6 +67,32 @@ async def test_a_line_cut_while_idle_costs_nobody_an_error(client, wire):
     wire.client_kill_filter(_id=str(mine))
     assert await asyncio.gather(pipe.send("SET", "a", 1), pipe.send("GET", "a")) == [True, b"1"]
     assert await pipe.send("CLIENT", "ID") != mine
+
+
+async def test_a_pipe_that_does_not_last_ends_with_its_line(client, wire):
+    pipe = Pipe(client, lasting=False)
+    mine = await pipe.send("CLIENT", "ID")
+    others = len(wire.client_list()) - 1
+    waiting = pipe.send("BLPOP", "none", 0)
+    await asyncio.sleep(0.05)
+    wire.client_kill_filter(_id=str(mine))
+    for ask in (lambda: waiting, lambda: pipe.send("ECHO", "b")):
+        with pytest.raises(redis.ConnectionError, match="closed by the server"):
+            await ask()
+    assert len(wire.client_list()) == others
+
+
+async def test_who_has_gathered_need_not_wait_for_the_end_of_the_turn(client, wire):
+    pipe = Pipe(client)
+    pipe.send("SET", "a", 0)
+    pipe.flush()  # there is no line yet: it goes out as always
+    await pipe.send("SET", "a", 1)
+    asked = [pipe.send("INCR", "a"), pipe.send("INCR", "a")]
+    pipe.flush()
+    behind = pipe.send("INCR", "a")  # while those are under way
+    pipe.flush()
+    assert wire.get("a") == b"3"  # nothing but these two has been written, and this loop has not turned
+    assert await asyncio.gather(*asked, behind) == [2, 3, 4]
 
 
 async def test_a_server_that_does_not_answer_costs_its_askers_one_time_out(client, wire):

@@ -160,6 +160,20 @@ async def test_what_is_owed_while_redis_is_away_arrives_afterwards(access, redis
         await until(lambda: broker.get(contract.lease_key(NODE)) == b"7")
 
 
+async def test_a_new_connection_reads_from_the_beginning(access, broker):
+    """A Redis that came back with an earlier clock has entries before those that were read."""
+    inbox, first, second = contract.inbox_key(NODE), work(), work()
+    async with running(access) as owner:
+        broker.xadd(inbox, {contract.FIELD: contract.encode(first)}, id="2000-0")
+        await until(lambda: owner.works == [first] and not broker.xlen(inbox))
+        with broker.pipeline() as together:
+            together.delete(inbox)
+            together.client_kill_filter(_type="normal", skipme=True)
+            together.xadd(inbox, {contract.FIELD: contract.encode(second)}, id="1000-0")
+            together.execute()
+        await until(lambda: owner.works == [first, second])
+
+
 async def test_what_is_owed_is_bounded(redis_server):
     item = work()
     owner = Owner(owed_bytes=10_000)

@@ -97,3 +97,25 @@ async def test_deletions_are_owed_until_they_are_done():
     box.done(batch, set(), 0.0, 5.0)
     assert not box.is_deleting("inbox", b"1-0")
     assert (await box.next_batch()).deletes == {"inbox": [b"2-0"]}
+
+
+async def test_a_deletion_waits_for_a_reply_to_go_out_with():
+    box = Outbox(1000)
+    waiting = asyncio.create_task(box.next_batch())
+    await asyncio.sleep(0)
+    box.delete("inbox", b"1-0")
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    box.put("w", chunk(0), must=False)
+    batch = await waiting
+    assert seqs(batch) == {"w": [0]}
+    assert batch.deletes == {"inbox": [b"1-0"]}
+    box.done(batch, set(), 0.0, 5.0)
+    await box.empty()
+
+
+async def test_deletions_come_again_after_a_failed_write():
+    box = Outbox(1000)
+    box.delete("inbox", b"1-0")
+    for _ in range(2):
+        assert (await box.next_batch()).deletes == {"inbox": [b"1-0"]}

@@ -40,11 +40,14 @@ class Pipe:
 
     A batch whose connection breaks is sent once more, over a new one (it may have been cut while it was
     idle). After a time-out there is no second try: a frozen server would cost every caller twice as long.
-    `client` opens the connection, and belongs to the pipe from then on.
+    `client` opens the connection, and belongs to the pipe from then on. Unless it is `lasting`, the pipe ends
+    with its first connection: nothing is sent again, and everything later is refused with the same reason.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, answer_seconds: float = ANSWER_SECONDS) -> None:
-        self._client, self._answer_seconds = client, answer_seconds
+    def __init__(
+        self, client: redis.asyncio.Redis, answer_seconds: float = ANSWER_SECONDS, *, lasting: bool = True
+    ) -> None:
+        self._client, self._answer_seconds, self._lasting = client, answer_seconds, lasting
         self._callbacks = client.response_callbacks
         self._waiting: list[_Asked] = []
         self._sent: deque[_Asked] = deque()
@@ -53,13 +56,13 @@ class Pipe:
         self._opening: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._ended: redis.RedisError | None = None
 
     async def close(self) -> None:
         """Close the connection, and refuse what is under way and whatever comes later: a latecomer would open
         another that nobody closes."""
-        self._closed = True
-        self._fail(RedisConnectionError("closed"))
+        self._ended = RedisConnectionError("closed")
+        self._fail(self._ended)
         if self._opening is not None and not self._opening.done():
             self._opening.cancel()
             await asyncio.wait({self._opening})
@@ -81,14 +84,19 @@ class Pipe:
         return self._ask(_Asked("EVALSHA", packed, _future(), False, ("EVAL", source, 0, *arguments), late))
 
     def _ask(self, asked: _Asked) -> asyncio.Future[Any]:
-        if self._closed:
-            _refuse(asked, RedisConnectionError("closed"))
+        if self._ended is not None:
+            _refuse(asked, self._ended)
             return asked.future
         self._waiting.append(asked)
         if not self._sent and not self._soon:
             self._soon = True
             asyncio.get_running_loop().call_soon(self._write)
         return asked.future
+
+    def flush(self) -> None:
+        """Write at once what was given in this turn, if nothing is under way: for who gathers by himself."""
+        if self._line is not None:
+            self._write()
 
     # -- out -----------------------------------------------------------------------------------------
     def _write(self) -> None:
@@ -113,7 +121,7 @@ class Pipe:
             self._line = _Line(self, connection)
         except (redis.RedisError, OSError) as e:
             self._soon = False
-            self._fail(e if isinstance(e, redis.RedisError) else RedisConnectionError(str(e)))
+            self._break(e if isinstance(e, redis.RedisError) else RedisConnectionError(str(e)))
             return
         except BaseException:
             self._soon = False
@@ -134,9 +142,14 @@ class Pipe:
             return
         line, self._line = self._line, None
         # What gathered meanwhile has waited as well: nobody waits for two time-outs.
-        self._fail(redis.TimeoutError("no answer in time"))
+        self._break(redis.TimeoutError("no answer in time"))
         if line is not None:
             line.abort()
+
+    def _break(self, error: redis.RedisError) -> None:
+        if not self._lasting and self._ended is None:
+            self._ended = error
+        self._fail(error)
 
     def _fail(self, error: redis.RedisError) -> None:
         failed, self._waiting = [*self._sent, *self._waiting], []
@@ -170,6 +183,9 @@ class Pipe:
             return
         self._line = None
         error = RedisConnectionError(str(why) if why else "the connection was closed by the server")
+        if not self._lasting:
+            self._break(error)
+            return
         again = []
         for asked in self._sent:
             if asked.again:
