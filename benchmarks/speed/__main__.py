@@ -57,6 +57,7 @@ def main() -> int:
         cores = Cores.of_this_machine()
         with cluster(cores, limits=not args.no_limits) as ours:
             idle = {OURS: ours[OURS].gateway.rss_mb()}
+            serving = sum(ours[OURS].parts[name].rss_mb() for name in ("web", "redis"))
             engine = next(iter(ours.values()))
             with processes.on(cores.rest):
                 if args.no_router:
@@ -66,7 +67,8 @@ def main() -> int:
                         idle[ROUTER] = router.gateway.rss_mb()
                         medians = measure([*ours.values(), router], args.rounds, args.only, args.scale)
         for name, value in idle.items():
-            medians[name]["rss_idle_mb"] = value
+            medians[name]["rss_idle_mb"] = medians[name]["rss_serving_mb"] = value
+        medians[OURS]["rss_serving_mb"] = serving
         if not args.only or any(word in _WORKERS for word in args.only):
             for name, found in workers.compare(cores, args.rounds, 4 * args.scale).items():
                 medians[name].update(found)
