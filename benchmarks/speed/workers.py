@@ -12,7 +12,7 @@ from benchmarks.speed.processes import Cores
 
 _LOADS: dict[str, dict[str, Any]] = {
     "completions": CHAT,
-    # Key, body, limits and routing of a completion, but no work for the agent and the engine beside it.
+    # Key, body and routing of a completion, but no work for Redis, the agent and the engine beside it.
     "refusals": {**CHAT, "model": "nobody-has-it"},
 }
 
@@ -22,7 +22,7 @@ def compare(cores: Cores, rounds: int, seconds: float) -> dict[str, Seen]:
     seen: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
         for workers in (1, 2):
-            with cluster(cores, workers=workers, spread=True) as targets:
+            with cluster(cores, workers=workers, limits=False, spread=True) as targets:
                 for name in _LOADS:
                     _per_second(targets[OURS], name, 1.0)  # warm
                     found = _per_second(targets[OURS], name, seconds)
