@@ -52,6 +52,7 @@ class Pipe:
         self._waiting: list[_Asked] = []
         self._sent: deque[_Asked] = deque()
         self._line: _Line | None = None
+        self._forgotten = 0  # of those that wait, the first so many are scripts to be sent whole
         self._soon = False  # a write is about to happen, or a connection to be opened
         self._opening: asyncio.Task[None] | None = None
         self._deadline = 0.0
@@ -109,7 +110,7 @@ class Pipe:
             self._opening = loop.create_task(self._open())
             return
         self._sent.extend(self._waiting)
-        self._waiting = []
+        self._waiting, self._forgotten = [], 0
         self._line.write([asked.packed for asked in self._sent])
         self._deadline = loop.time() + self._answer_seconds
         if self._timer is None:
@@ -125,7 +126,7 @@ class Pipe:
             return
         except BaseException:
             self._soon = False
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting, self._forgotten = self._waiting, [], 0
             for asked in waiting:
                 asked.future.cancel()
             raise
@@ -152,7 +153,7 @@ class Pipe:
         self._fail(error)
 
     def _fail(self, error: redis.RedisError) -> None:
-        failed, self._waiting = [*self._sent, *self._waiting], []
+        failed, self._waiting, self._forgotten = [*self._sent, *self._waiting], [], 0
         self._sent.clear()
         for asked in failed:
             _refuse(asked, error)
@@ -164,7 +165,9 @@ class Pipe:
         if isinstance(answer, Exception):
             if isinstance(answer, NoScriptError) and asked.script and asked.name == "EVALSHA":
                 packed = hiredis.pack_command(asked.script)
-                self._waiting.insert(0, asked._replace(name="EVAL", packed=packed))
+                # Before what gathered meanwhile, and in the order in which they were given.
+                self._waiting.insert(self._forgotten, asked._replace(name="EVAL", packed=packed))
+                self._forgotten += 1
             else:
                 _refuse(asked, answer)
         elif not asked.future.done():
@@ -193,7 +196,7 @@ class Pipe:
             elif asked.script or not asked.future.done():
                 again.append(asked._replace(again=True))
         self._sent.clear()
-        self._waiting[:0] = again
+        self._waiting[self._forgotten : self._forgotten] = again
         if self._waiting and not self._soon:
             self._soon = True
             asyncio.get_running_loop().call_soon(self._write)

@@ -343,8 +343,11 @@ async def test_nothing_is_left_once_all_is_over(limiter, wire):
     assert all(wire.ttl(key) > 0 for key in wire.keys("gt:limits:*"))
 
 
-async def test_a_caller_who_leaves_while_redis_is_asked_costs_nothing(limiter, wire):
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_a_caller_who_leaves_while_redis_is_asked_costs_nothing(limiter, wire, forgotten):
     who = caller(concurrency=1)
+    if forgotten:
+        wire.script_flush()
     task = asyncio.create_task(limiter.admit(who, asked()))
     await asyncio.sleep(0)
     await asyncio.sleep(0)

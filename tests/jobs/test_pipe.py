@@ -61,6 +61,19 @@ async def test_a_script_is_sent_again_to_a_server_that_has_forgotten_it(client, 
     assert await script("two") == b"two"
 
 
+async def test_scripts_that_are_sent_again_keep_their_order(client, wire):
+    pipe = Pipe(client)
+    add, clear = (
+        Script(pipe, source) for source in ("redis.call('SADD', 'k', ARGV[1])", "redis.call('DEL', 'k')")
+    )
+    for given in ((add, clear), (clear, add), (add, clear, add, add)):
+        wire.script_flush()
+        wire.delete("k")
+        await asyncio.gather(*(script.ask(n) for n, script in enumerate(given)))
+        after = given[max(n for n, script in enumerate(given) if script is clear) :]
+        assert wire.scard("k") == len(after) - 1
+
+
 async def test_a_line_cut_while_idle_costs_nobody_an_error(client, wire):
     pipe = Pipe(client)
     mine = await pipe.send("CLIENT", "ID")
