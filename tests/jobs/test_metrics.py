@@ -24,10 +24,10 @@ class Lossy(Pipe):
 
     loses = False
 
-    def send(self, *command):
-        return asyncio.ensure_future(self._send(super().send(*command)))
+    def run(self, *script, **how):
+        return asyncio.ensure_future(self._run(super().run(*script, **how)))
 
-    async def _send(self, answer):
+    async def _run(self, answer):
         await answer
         if self.loses:
             raise redis.TimeoutError("the answer was lost")

@@ -24,6 +24,10 @@ class Counting(Pipe):
         self.asked.append(command[0])
         return super().send(*command)
 
+    def run(self, *script: Any, **how: Any) -> Any:
+        self.asked.append("EVALSHA")
+        return super().run(*script, **how)
+
 
 @pytest.fixture
 async def pipe(wire) -> AsyncIterator[Counting]:
