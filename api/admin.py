@@ -225,7 +225,11 @@ class UsageAdmin(ReadOnly):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         response = super().changelist_view(request, extra_context)
         if isinstance(response, TemplateResponse) and response.context_data and "cl" in response.context_data:
-            response.context_data["totals"] = usage.total(response.context_data["cl"].queryset)
+            totals = usage.total(response.context_data["cl"].queryset)
+            response.context_data["totals"] = {
+                name: f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+                for name, value in totals.items()
+            }
         return response
 
     @display(description="day", ordering="day")

@@ -42,7 +42,7 @@ class NodeModelAdmin(Steered, ReadOnly):
         "slots",
         "running",
         "waiting",
-        "pinned",
+        "shown_pinned",
         "speed",
         "first_token",
         words.share_of("kv_cache_usage", "KV cache"),
@@ -132,6 +132,10 @@ class NodeModelAdmin(Steered, ReadOnly):
         loading = row.state == ModelState.LOADING and row.progress
         text = f"{row.state} {words.percent(row.progress)}" if loading else row.state
         return words.badge(text, MODEL_COLOURS.get(row.state, ""))
+
+    @display(description="pinned", ordering="pinned")
+    def shown_pinned(self, row: NodeModel) -> str:
+        return "yes" if row.pinned else words.NONE  # a red cross would say that something is wrong
 
     @display(description="tokens/s", ordering="tokens_per_s")
     def speed(self, row: NodeModel) -> str:

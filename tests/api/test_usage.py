@@ -397,15 +397,15 @@ def test_budgets_read_the_day_and_the_month():
 
 def test_the_admin_shows_totals_of_what_is_filtered_and_exports_it(admin_client, wire):
     row, _ = new_key("ann")
-    for model, n in (("m", 3), ("n", 40)):
+    for model, n in (("m", 3), ("n", 4000)):
         fill(row, model, "2026-03-01", n)
     page = reverse("admin:api_usage_changelist")
-    assert "43 requests" in admin_client.get(page).content.decode()
+    assert "4,003 requests" in admin_client.get(page).content.decode()
     assert "3 requests" in admin_client.get(page, {"model": "m"}).content.decode()
     chosen = [u.pk for u in Usage.objects.filter(model="n")]
     answer = admin_client.post(page, {"action": "export", "_selected_action": chosen})
     (exported,) = csv.DictReader(io.StringIO(answer.content.decode()))
-    assert (exported["model"], exported["requests"]) == ("n", "40")
+    assert (exported["model"], exported["requests"]) == ("n", "4000")
 
 
 async def test_budgets_are_known_to_every_process_after_redis_was_lost(serve, wire):
