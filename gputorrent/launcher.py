@@ -209,6 +209,10 @@ def _stay(family: Family) -> None:
 
 
 def _port(options: Options, host: str) -> int:
+    try:
+        ports.span()
+    except ValueError as e:
+        raise Failure(str(e)) from None
     if options.port is not None:
         if not ports.is_free(options.port, host):
             raise Failure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
@@ -19,14 +20,27 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+_FIRST, _LAST = 20_000, 32_000
+
+
+def span() -> tuple[int, int]:
+    """The first and the last port to choose from: GPUTORRENT_PORTS (such as ``20000-25999``), so that what is
+    started side by side does not choose the same in the moment before it listens. Raises ValueError."""
+    first, _, last = os.environ.get("GPUTORRENT_PORTS", f"{_FIRST}-{_LAST}").partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) < 65536):
+        raise ValueError("GPUTORRENT_PORTS must be two ports, such as 20000-25999")
+    return int(first), int(last)
+
+
 def any_free(host: str = "127.0.0.1") -> int:
     """A port that was free a moment ago.
 
-    From below those that systems give to outgoing connections (32768 and up on Linux, 49152 elsewhere): one
-    of those may be taken by any program's next connection before a server gets to listen there.
+    One of `span`, which by default is below those that systems give to outgoing connections (32768 and up on
+    Linux, 49152 elsewhere): one of those may be taken by any program's next connection before a server gets
+    to listen there. Raises ValueError as that does.
     """
     for _ in range(20):
-        port = random.randint(20_000, 32_000)  # noqa: S311 - no secret
+        port = random.randint(*span())  # noqa: S311 - no secret
         if is_free(port, host):
             return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:

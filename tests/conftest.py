@@ -6,6 +6,7 @@ server afterwards, before the first client is made. `DATABASE_URL` chooses the d
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -18,6 +19,17 @@ from django.db import connections
 from gputorrent.embedded import RedisServer
 from gputorrent.redis import Pipe, asynchronous, blocking
 from tests.jobs.desk import Desk
+
+_PORTS = range(20_000, 32_001)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that run side by side choose their ports from ranges of their own."""
+    worker = getattr(config, "workerinput", None)
+    if worker:
+        number, each = int(worker["workerid"].removeprefix("gw")), len(_PORTS) // worker["workercount"]
+        first = _PORTS[number * each]
+        os.environ["GPUTORRENT_PORTS"] = f"{first}-{first + each - 1}"
 
 
 @pytest.fixture(scope="session")

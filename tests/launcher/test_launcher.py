@@ -222,3 +222,11 @@ def test_a_port_that_is_taken_is_refused_by_name(launcher):
         launcher.start("demo", "--port", str(port))
         assert launcher.ends() == 1
     assert f"port {port} on 127.0.0.1 is in use" in launcher.said()
+
+
+def test_ports_that_make_no_sense_are_refused_in_one_line(launcher):
+    launcher.environment["GPUTORRENT_PORTS"] = "many"
+    launcher.start("up")
+    assert launcher.ends() == 1
+    assert "GPUTORRENT_PORTS must be two ports" in launcher.said()
+    assert "Traceback" not in launcher.said()
