@@ -72,7 +72,9 @@ def agreement(world: World, calls: list[Call], rows: dict[str, dict[str, Any]]) 
     for row in rows.values():
         call = by_id.get(row["id"])
         terminal.see(row["state"] in TERMINAL, f"{brief(row)} {call or ''}")
-        kept = row["request"] is not None or (row["result"] is not None and not row["asynchronous"])
+        may_be_retried = row["asynchronous"] and row["state"] == "failed"  # its request is kept for a day
+        kept = row["request"] is not None and not may_be_retried
+        kept = kept or (row["result"] is not None and not row["asynchronous"])
         stored.see(not (kept and row["state"] in TERMINAL), f"it keeps its prompt or answer: {brief(row)}")
         if call and call.kind == Kind.JOB and row["result"]:
             text = json.loads(bytes(row["result"]))["choices"][0]["message"]["content"]
