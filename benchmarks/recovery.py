@@ -304,7 +304,9 @@ def main() -> int:
             continue
         with contextlib.ExitStack() as held:
             folder = held.enter_context(tempfile.TemporaryDirectory())
-            server = held.enter_context(running()) if "postgres" in fault.__name__ else None
+            server = (
+                held.enter_context(running(synchronous_commit="on")) if "postgres" in fault.__name__ else None
+            )
             url = new_database(server.url) if server else ""
             cluster = held.enter_context(Cluster(Path(folder), url, **dict.fromkeys(FAST, "")))
             run = Run(cluster, server)
