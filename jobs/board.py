@@ -29,6 +29,9 @@ _SOURCE = "".join(
     Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("breaker.lua", "board.lua")
 )
 
+Proof = tuple[str, str] | None
+"""What a step depends on: a hash in Redis, and a field that it must have."""
+
 _PAGE = 500
 """Of those that wait, how many one step looks through: about 2 ms in which Redis does nothing else."""
 
@@ -118,7 +121,7 @@ class Board:
         tried: Iterable[str] = (),
         only: frozenset[str] | None = None,
         others: Callable[[], Sequence[str]] | None = None,
-        proof: tuple[str, str] | None = None,
+        proof: Proof = None,
         late: Callable[[Placed | Waiting | Full], None] = lambda answer: None,
     ) -> Placed | Waiting | Full:
         """Take a slot on the first node of `order` that has one and deliver the work there; else wait.
@@ -126,8 +129,7 @@ class Board:
         A job that waits is never given to a node in `tried`, nor to one that is not in `only` (None: any).
         `others` tells the nodes that come after those of `order`, where there are more: they are asked for
         when none of these has a free slot, and then a second step looks at all.
-        With a `proof`, a hash and a field, nothing is done where the hash has no such field: raises
-        `NotPermitted`.
+        With a `proof` nothing is done where that does not hold: raises `NotPermitted`.
         `late` hears the answer if whoever asked was cancelled meanwhile: what was done must still be undone.
 
         Asynchronous jobs may fill half of each bound only: their queue is the ledger, and callers who wait

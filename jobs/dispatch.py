@@ -19,7 +19,7 @@ from django.conf import settings
 
 from gputorrent.redis import Pipe, asynchronous
 from jobs import breaker, counting, interactive, metrics, routing
-from jobs.board import Board, Full, Placed, Waiting, released
+from jobs.board import Board, Full, Placed, Proof, Waiting, released
 from jobs.effects import Effects
 from jobs.errors import (
     BrokerUnavailable,
@@ -64,6 +64,7 @@ class Dispatcher:
         self.metrics.sample(metrics.STALE, lambda: self.mailbox.stale)
         self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
         self.jobs: dict[str, InteractiveJob] = {}
+        self.mailbox.on_placed = lambda job: self.recorder.note(self.jobs[job])
         self._effect = Effects()
         self.wishes = LoadWishes(self.mailbox, self._effect)
 
@@ -87,9 +88,7 @@ class Dispatcher:
 
     # -- the verbs -----------------------------------------------------------------------------
 
-    async def submit(
-        self, request: Request, over: Over | None = None, proof: tuple[str, str] | None = None
-    ) -> InteractiveJob:
+    async def submit(self, request: Request, over: Over | None = None, proof: Proof = None) -> InteractiveJob:
         """Accept a job: it is placed, or it waits. `over` is done once, at the end. Raises `JobError`, and
         without a trace `NotPermitted` where Redis has no such `proof` (see `Board.reserve`)."""
         new_id, web = interactive.new_job_id(), self.mailbox.web
@@ -239,7 +238,7 @@ class Dispatcher:
 
     # -- placing -------------------------------------------------------------------------------------
 
-    async def _place(self, job: InteractiveJob, proof: tuple[str, str] | None = None) -> None:
+    async def _place(self, job: InteractiveJob, proof: Proof = None) -> None:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
         self.outlook.check_held_off(request)

@@ -70,6 +70,8 @@ class Mailbox:
         """Messages that matched no live attempt, since start."""
         self._pipe = pipe
         self._on_cancel = on_cancel
+        self.on_placed: Callable[[str], object] = lambda job: None
+        """A job that waited has been placed."""
         self.on_watch: Callable[[str], object] = lambda text: None
         """Another process asks for what a job of this one answers (see `jobs.relaying`)."""
         self._jobs: dict[str, Attempted] = {}
@@ -210,6 +212,7 @@ class Mailbox:
             self.stale += 1
             return
         job.on_placed(node)
+        self.on_placed(name)
 
     def _take_asked(self, what: bytes, said: str, take: Callable[[str], object]) -> None:
         # Nodes may append to this stream too, so another web process proves itself. It says nothing new the

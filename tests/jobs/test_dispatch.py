@@ -356,3 +356,20 @@ async def test_who_may_not_wait_at_all_is_told_that_every_slot_is_taken(desk, wi
     with pytest.raises(errors.QueueFull, match="every slot for m is taken"):
         await desk.ask().first()
     await first.leave()
+
+
+async def test_a_job_that_waited_is_running_in_the_ledger_as_soon_as_it_is_placed(desk, node):
+    await desk.refresh()
+    first, second = desk.ask(), desk.ask()
+    work = await node.take()
+    await until(lambda: second.job)
+    waited = second.job if second.job and not second.job.node else first.job
+    assert waited
+    assert (await desk.row(waited)).state == JobState.PENDING
+    node.done(work)
+    later = await node.take()
+    await until(lambda: waited.node)
+    row = await desk.row(waited)
+    assert (row.state, row.node_id) == (JobState.RUNNING, node.id)
+    node.done(later)
+    await asyncio.gather(first.first(), second.first())
