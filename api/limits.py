@@ -116,19 +116,19 @@ class Limiter:
         tokens = estimate(request, context)
         name = deferred or os.urandom(8).hex()
         permit = Permit(self, caller.key, name, waits=not deferred, limits=limits, tokens=tokens)
-        permit.asked = self._script.ask(*self._question(permit, limits, tokens))
+        permit.asked = self._script.ask(*self._question(permit))
         return permit
 
-    def _question(self, permit: Permit, limits: Limits, tokens: int) -> tuple[Any, ...]:
+    def _question(self, permit: Permit) -> tuple[Any, ...]:
         day, month = _periods(datetime.datetime.now(datetime.UTC))
-        spent = limits.spent
+        limits, spent = permit.limits, permit.limits.spent
         return (
             "admit",
             permit.key,
             permit.name,
             self._web if permit.waits else "",
             0 if permit.waits else int(settings.RESULT_TTL_SECONDS + settings.TOTAL_SECONDS),
-            tokens,
+            permit.tokens,
             limits.concurrency,
             limits.requests_per_minute,
             limits.tokens_per_minute,

@@ -91,8 +91,8 @@ def _ended(job: Job, outcome: str) -> None:
 
 
 def write_behind(
-    jobs: Sequence[Job] | Sequence[JobRow],
-    attempts: Sequence[Attempt] | Sequence[AttemptRow],
+    jobs: Sequence[JobRow],
+    attempts: Sequence[AttemptRow],
     spent: Mapping[tuple[str, int], accounting.Spent] | None = None,
     using: str = DEFAULT_DB_ALIAS,
 ) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from django.db import connections, models
+from msgspec import Struct
 
 _ROWS = 200  # SQLite allows 32,766 variables in a statement; a job has about 25 columns
 
@@ -28,9 +30,9 @@ class Target:
     condition: Callable[[str], str]
 
 
-def write(target: Target, rows: Sequence[Any], using: str) -> list[tuple[Any, ...]]:
-    """Write rows that are all of one type: the model's own, or one that has attributes of the names of some
-    of its columns (the others get their defaults). Returns the columns `tell` of those that were written."""
+def write(target: Target, rows: Sequence[Struct], using: str) -> list[tuple[Any, ...]]:
+    """Write rows that are all of one type, whose fields are named as some of the model's columns; the others
+    get their defaults. Returns the columns `tell` of those that were written."""
     written: list[tuple[Any, ...]] = []
     if not rows:
         return written
@@ -38,9 +40,8 @@ def write(target: Target, rows: Sequence[Any], using: str) -> list[tuple[Any, ..
     quote = connection.ops.quote_name
     columns = _columns(target.model, type(rows[0]), connection)
     names = [quote(c.name) for c in columns]
-    updates = [
-        f"{n} = excluded.{n}" for n, c in zip(names, columns, strict=True) if c.name not in target.unique
-    ]
+    changed = [quote(c.name) for c in columns if c.name not in target.unique]
+    updates = [f"{name} = excluded.{name}" for name in changed]
     one = "(" + ", ".join(["%s"] * len(columns)) + ")"
     begin = f"INSERT INTO {quote(target.model._meta.db_table)} ({', '.join(names)}) VALUES "  # noqa: S608 - names are ours
     end = (
@@ -58,48 +59,42 @@ def write(target: Target, rows: Sequence[Any], using: str) -> list[tuple[Any, ..
 
 @dataclass(frozen=True, slots=True)
 class _Column:
+    """`values` are those of these rows."""
+
     name: str
-    of: Callable[[Any], Any] | None  # None: the same for all rows
-    prepared: Callable[[Any], Any] | None  # None: as it is
-    default: Any = None
+    values: Callable[[Sequence[Struct]], Iterable[Any]]
 
 
-def _columns(model: type[models.Model], row: type, connection: Any) -> list[_Column]:
+def _columns(model: type[models.Model], row: type[Struct], connection: Any) -> list[_Column]:
     found = []
     for field in model._meta.concrete_fields:
         if isinstance(field, models.AutoField):
             continue
-        if issubclass(row, models.Model):
-            prepare: Callable[[Any], Any] | None = _by_django(field, connection)
+        if field.attname not in row.__struct_fields__:
+            values = partial(_same, field.get_db_prep_save(field.get_default(), connection))
+        elif isinstance(field, models.DateTimeField):
+            values = partial(_moments, attrgetter(field.attname), _adapted(connection))
         else:
-            prepare = _moment(connection) if isinstance(field, models.DateTimeField) else None
-        name = str(field.column)
-        if hasattr(row, field.attname):
-            found.append(_Column(name, attrgetter(field.attname), prepare))
-        else:
-            default = field.get_db_prep_save(field.get_default(), connection)
-            found.append(_Column(name, None, None, default))
+            values = partial(map, attrgetter(field.attname))
+        found.append(_Column(str(field.column), values))
     return found
 
 
-def _flat(columns: Iterable[_Column], rows: Sequence[Any]) -> list[Any]:
+def _flat(columns: Iterable[_Column], rows: Sequence[Struct]) -> list[Any]:
     """The values of all rows, one row after the other. By column first: that is what costs least."""
-    by_column = []
-    for column in columns:
-        if column.of is None:
-            by_column.append([column.default] * len(rows))
-        elif column.prepared is None:
-            by_column.append(list(map(column.of, rows)))
-        else:
-            by_column.append(list(map(column.prepared, map(column.of, rows))))
+    by_column = [column.values(rows) for column in columns]
     return [value for row in zip(*by_column, strict=True) for value in row]
 
 
-def _by_django(field: Any, connection: Any) -> Callable[[Any], Any]:
-    return lambda value: field.get_db_prep_save(value, connection)
+def _same(value: Any, rows: Sequence[Struct]) -> Iterable[Any]:
+    return [value] * len(rows)
 
 
-def _moment(connection: Any) -> Callable[[Any], Any] | None:
+def _moments(of: Callable[[Any], Any], adapt: Callable[[Any], Any], rows: Sequence[Struct]) -> Iterable[Any]:
+    return map(adapt, map(of, rows))
+
+
+def _adapted(connection: Any) -> Callable[[Any], Any]:
     """How the database takes a time in UTC (or None). SQLite's rule is Django's, less the way through the
     zone of the connection, which is UTC."""
     if connection.vendor == "sqlite" and connection.timezone is datetime.UTC:

@@ -149,7 +149,7 @@ async def test_what_is_refused_costs_nothing(limiter, wire):
 async def test_asked_twice_since_an_answer_was_lost_it_counts_once(limiter, wire):
     limits = Limits(requests_per_minute=1, concurrency=1)
     permit = Permit(limiter, 7, "p", waits=True, limits=limits, tokens=10)
-    question = limiter._question(permit, limits, 10)
+    question = limiter._question(permit)
     first, second = [(await limiter._script(*question))[0] for _ in range(2)]
     assert (first, second) == (b"ok", b"ok")
     assert wire.hget("gt:limits:window:7", "r") == b"1"

@@ -27,6 +27,7 @@ from jobs.models import Attempt, Job
 from jobs.rows import AttemptRow, JobRow
 from tests.jobs.desk import Asking, Desk, request
 from tests.jobs.scripted import ScriptedNode, done, until
+from tests.jobs.written import attempt_row
 from worker_agent.contract import Done, Failed, Outcome
 
 TODAY = datetime.datetime.now(datetime.UTC).date
@@ -208,7 +209,7 @@ def test_a_batch_that_fails_after_it_was_counted_counts_when_it_is_written():
 def test_an_attempt_that_closes_after_its_job_ended_is_added():
     row, _ = new_key("ann")
     jobs, attempts, spent = ended(row.pk)
-    still_open = Attempt(job_id=jobs[0].id, number=1, lease="0" * 32)
+    still_open = attempt_row(jobs[0].id)
     write_behind(jobs, [still_open])
     assert (Usage.objects.get().requests, Usage.objects.get().prompt_tokens) == (1, 0)
     write_behind(jobs, attempts, spent)

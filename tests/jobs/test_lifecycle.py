@@ -9,6 +9,8 @@ from django.utils import timezone
 from jobs.interactive import new_job_id
 from jobs.lifecycle import MOVES, Move, after, move, write_behind
 from jobs.models import TERMINAL, Attempt, Job, JobState
+from jobs.rows import JobRow
+from tests.jobs.written import attempt_row, job_row
 
 S = JobState
 EXPECTED = {
@@ -31,8 +33,8 @@ def row(**changes) -> Job:
     return Job(**{**fields, **changes})
 
 
-def stored(job: Job) -> Job:
-    return Job.objects.get(pk=job.pk)
+def stored(job: Job | JobRow) -> Job:
+    return Job.objects.get(pk=job.id)
 
 
 @pytest.mark.parametrize(("how", "state"), ALL)
@@ -87,54 +89,59 @@ def test_a_word_from_an_earlier_attempt_or_version_changes_nothing(stale):
 class TestWriteBehind:
     def test_new_rows_are_inserted_with_every_column(self):
         now = timezone.now()
-        job = row(
+        job = job_row(
             state=S.COMPLETED, version=3, stream=True, key_id=5, node_id="a" * 16, attempt_count=1, why="w",
             created_at=now, placed_at=now, first_token_at=now, finished_at=now, prompt_tokens=3,
             completion_tokens=7, http_status=200, error_code="c", error_message="m",
         )  # fmt: skip
         write_behind([job], [])
         found = stored(job)
-        for field in Job._meta.concrete_fields:
-            assert getattr(found, field.attname) == getattr(job, field.attname), field.name
+        for name in job.__struct_fields__:
+            assert getattr(found, name) == getattr(job, name), name
 
     @pytest.mark.parametrize("was", OPEN)
     def test_a_newer_version_replaces_an_open_one(self, was):
-        job = row(state=was, version=2)
+        job = job_row(state=was, version=2)
         write_behind([job], [])
-        write_behind([row(id=job.id, state=S.COMPLETED, version=3, completion_tokens=9)], [])
+        write_behind([job_row(id=job.id, state=S.COMPLETED, version=3, completion_tokens=9)], [])
         assert (stored(job).state, stored(job).completion_tokens) == (S.COMPLETED, 9)
 
     @pytest.mark.parametrize("version", [1, 2])
     def test_an_older_or_equal_version_changes_nothing(self, version):
-        job = row(state=S.RUNNING, version=2, why="newer")
+        job = job_row(state=S.RUNNING, version=2, why="newer")
         write_behind([job], [])
-        write_behind([row(id=job.id, state=S.FAILED, version=version, why="late")], [])
+        write_behind([job_row(id=job.id, state=S.FAILED, version=version, why="late")], [])
         assert (stored(job).state, stored(job).why) == (S.RUNNING, "newer")
 
     @pytest.mark.parametrize("end", sorted(TERMINAL))
     def test_a_terminal_row_is_never_overwritten(self, end):
-        job = row(state=end, version=2)
+        job = job_row(state=end, version=2)
         write_behind([job], [])
-        write_behind([row(id=job.id, state=S.RUNNING, version=99)], [])
+        write_behind([job_row(id=job.id, state=S.RUNNING, version=99)], [])
         assert (stored(job).state, stored(job).version) == (end, 2)
 
     def test_attempts_are_inserted_and_updated(self):
-        job = row()
-        first = Attempt(job_id=job.id, number=1, lease="0" * 32)
-        write_behind([job], [first])
-        ended = Attempt(job_id=job.id, number=1, lease="0" * 32, outcome="done", finished_at=timezone.now())
-        write_behind([], [ended, Attempt(job_id=job.id, number=2, lease="1" * 32)])
-        assert list(job.attempts.values_list("number", "outcome")) == [(1, "done"), (2, "")]
+        job = job_row()
+        write_behind([job], [attempt_row(job.id)])
+        ended = attempt_row(job.id, outcome="done", finished_at=timezone.now())
+        write_behind([], [ended, attempt_row(job.id, 2)])
+        found = Attempt.objects.filter(job_id=job.id).order_by("number")
+        assert list(found.values_list("number", "outcome")) == [(1, "done"), (2, "")]
 
     def test_a_mixed_batch_does_the_right_thing_for_each_row(self):
-        new, newer, older, ended = row(), row(version=1), row(version=5), row(version=1, state=S.FAILED)
+        new, newer, older, ended = (
+            job_row(),
+            job_row(version=1),
+            job_row(version=5),
+            job_row(version=1, state=S.FAILED),
+        )
         write_behind([newer, older, ended], [])
         write_behind(
             [
                 new,
-                row(id=newer.id, version=2, state=S.RUNNING),
-                row(id=older.id, version=4, state=S.RUNNING),
-                row(id=ended.id, version=9, state=S.COMPLETED),
+                job_row(id=newer.id, version=2, state=S.RUNNING),
+                job_row(id=older.id, version=4, state=S.RUNNING),
+                job_row(id=ended.id, version=9, state=S.COMPLETED),
             ],
             [],
         )
@@ -144,18 +151,18 @@ class TestWriteBehind:
     def test_nothing_is_written_of_a_batch_that_cannot_be_written_whole(self):
         from django.db import DatabaseError, transaction
 
-        bad = row(model=None)
+        bad = job_row(model=None)
         with pytest.raises(DatabaseError), transaction.atomic():
-            write_behind([row(), bad], [])
+            write_behind([job_row(), bad], [])
         assert not Job.objects.exists()
 
     def test_five_thousand_rows_twice(self):
         begin = timezone.now() - datetime.timedelta(hours=1)
-        jobs = [row(created_at=begin) for _ in range(5000)]
-        write_behind(jobs, [Attempt(job_id=j.id, number=1, lease="0" * 32) for j in jobs])
+        jobs = [job_row(created_at=begin) for _ in range(5000)]
+        write_behind(jobs, [attempt_row(j.id) for j in jobs])
         for j in jobs:
             j.state, j.version = S.COMPLETED, 2
-        write_behind(jobs, [Attempt(job_id=j.id, number=1, lease="0" * 32, outcome="done") for j in jobs])
+        write_behind(jobs, [attempt_row(j.id, outcome="done") for j in jobs])
         assert Job.objects.filter(state=S.COMPLETED).count() == 5000
         assert Attempt.objects.filter(outcome="done").count() == Attempt.objects.count() == 5000
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-
 import pytest
 
 from jobs import upsert
@@ -42,19 +40,6 @@ def test_a_row_reads_back_as_one_that_django_wrote(microsecond):
     columns = [f.attname for f in Job._meta.concrete_fields]
     theirs = Job.objects.get()
     assert {c: getattr(ours, c) for c in columns} == {c: getattr(theirs, c) for c in columns}
-
-
-def test_ours_and_djangos_sort_as_one_by_time():
-    for second in range(4):
-        row = ended()
-        row.created_at = datetime.datetime(2026, 1, 1, 0, 0, second, 500_000 * (second % 2), datetime.UTC)
-        if second < 2:
-            write_behind([row], [])
-        else:
-            Job(**{name: getattr(row, name) for name in row.__struct_fields__}).save(force_insert=True)
-    times = list(Job.objects.order_by("created_at").values_list("created_at", flat=True))
-    assert times == sorted(times)
-    assert len(times) == 4
 
 
 def test_many_rows_take_several_statements_and_all_are_told(django_assert_max_num_queries):
