@@ -21,6 +21,7 @@ from tests.chaos.world import World
 LEFT_SECONDS = 5.0
 """How long a web process waits for a node to say that it has stopped what nobody waits for."""
 TERMINAL = {"completed", "failed", "cancelled", "expired"}
+RETRIABLE = {"failed", "expired"}
 
 
 @dataclass
@@ -72,7 +73,8 @@ def agreement(world: World, calls: list[Call], rows: dict[str, dict[str, Any]]) 
     for row in rows.values():
         call = by_id.get(row["id"])
         terminal.see(row["state"] in TERMINAL, f"{brief(row)} {call or ''}")
-        may_be_retried = row["asynchronous"] and row["state"] == "failed"  # its request is kept for a day
+        # Of what got no answer the request is kept for a day, to be asked again; of nothing else.
+        may_be_retried = row["asynchronous"] and row["state"] in RETRIABLE and row["http_status"] is None
         kept = row["request"] is not None and not may_be_retried
         kept = kept or (row["result"] is not None and not row["asynchronous"])
         stored.see(not (kept and row["state"] in TERMINAL), f"it keeps its prompt or answer: {brief(row)}")
