@@ -40,7 +40,7 @@ class Engines:
         self._settings, self._folder, self._gauge = settings, folder, gauge
         self._on_change = on_change
         self._news = asyncio.Event()
-        self._wants_room = False  # a model that is wished for waits until others are idle, or gone
+        self._waits_for_work = False
         self._limits = plan.Limits(residence=settings.min_residence_seconds)
         remembered = Remembered(folder / "needs.json")
         self._engines = {
@@ -170,8 +170,8 @@ class Engines:
 
     def work_ended(self) -> None:
         """Perhaps something can be unloaded now. Called after every lone request, so nothing is thought over
-        unless somebody waits for it (see `plan.next_step`: only these two rules ask what has work)."""
-        if self._wants_room or self._resting or any(it.leave for it in self._engines.values()):
+        unless the plan waits for that."""
+        if self._waits_for_work:
             self._news.set()
 
     # -- doing it --------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class Engines:
     async def _do(self, step: plan.Step) -> None:
         if isinstance(step, plan.Wait):
             self._say_wait(step)
-            self._wants_room = bool(step.model)
+            self._waits_for_work = step.for_work
             try:
                 async with asyncio.timeout(step.seconds):
                     await self._news.wait()

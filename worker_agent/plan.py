@@ -6,7 +6,7 @@ Pure: standings, a budget and a clock go in, one step comes out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -123,11 +123,13 @@ class Forgive:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """For news, or for `seconds` (None: only for news). `why` says what the model `model` waits for."""
+    """For news, or for `seconds` (None: only for news). `why` says what the model `model` waits for.
+    `for_work`: the end of some work under way is news, too."""
 
     seconds: float | None = None
     model: str = ""
     why: str = ""
+    for_work: bool = False
 
 
 Step = Start | Wake | Sleep | Stop | Drop | GiveUp | Forgive | Wait
@@ -159,7 +161,7 @@ def next_step(models: Models, budget: int, now: float, limits: Limits, *, restin
        enough. Only as many go as are needed, and none if all of them would not suffice;
     5. wait.
     """
-    return (
+    step = (
         _leaving(models, resting)
         or _forgiven(models, now)
         or _given_up(models, now, limits)
@@ -167,6 +169,15 @@ def next_step(models: Models, budget: int, now: float, limits: Limits, *, restin
         or (Wait() if any(it.phase is Phase.LOADING for it in models.values()) else None)
         or _wished(models, budget, now, limits)
     )
+    if not isinstance(step, Wait):
+        return step
+    return replace(step, for_work=_work_is_in_the_way(models, step, resting))
+
+
+def _work_is_in_the_way(models: Models, wait: Wait, resting: bool) -> bool:
+    """Of what is to leave, or of anything while a model waits for room. Work that begins later changes
+    nothing when it ends: then it is as now."""
+    return any(it.in_flight and (wait.model or resting or it.leave) for it in models.values())
 
 
 def _leaving(models: Models, resting: bool) -> Step | None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker_agent.plan import (
     Drop,
@@ -182,14 +186,52 @@ def test_it_is_stopped_if_sleeping_would_keep_too_much():
 
 
 def test_what_is_told_to_leave_finishes_its_work_first():
-    assert step({"a": up(leave=True, in_flight=1)}) == Wait()
+    assert step({"a": up(leave=True, in_flight=1)}) == Wait(for_work=True)
     assert of(step({"a": up(leave=True)})) == (Stop, "a")
     assert of(step({"a": Standing(Phase.LOADING, need=6, leave=True)})) == (Stop, "a")
 
 
 def test_in_quiet_hours_all_goes_and_nothing_is_loaded():
     assert of(step({"a": up(pinned=True, up_since=NOW)}, resting=True)) == (Stop, "a")
-    assert step({"a": up(in_flight=1), "b": wanted()}, resting=True) == Wait()
+    assert step({"a": up(in_flight=1), "b": wanted()}, resting=True) == Wait(for_work=True)
+
+
+# -- whose work is waited for ------------------------------------------------------------------------------
+
+
+def test_a_model_that_needs_the_room_of_a_busy_one_waits_for_its_work():
+    assert step({"a": up(in_flight=1), "b": wanted()}).for_work
+    assert not step({"a": up(in_flight=1), "b": up(need=2)}).for_work, "nobody waits for room"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"),
+        st.builds(
+            Standing,
+            phase=st.sampled_from(Phase),
+            need=st.integers(1, 12),
+            wish=st.sampled_from(Wish),
+            asked_at=st.sampled_from([0.0, NOW - 1, NOW]),
+            last_used=st.sampled_from([0.0, NOW - 1, NOW]),
+            up_since=st.sampled_from([0.0, NOW - 1, NOW]),
+            in_flight=st.integers(0, 1),
+            pinned=st.booleans(),
+            leave=st.booleans(),
+            can_sleep=st.booleans(),
+            asleep_need=st.integers(0, 3),
+            proven=st.booleans(),
+        ),
+        min_size=1,
+    ),
+    st.booleans(),
+)
+def test_where_no_work_is_waited_for_its_end_changes_nothing(models, resting):
+    found = step(models, resting=resting)
+    if not isinstance(found, Wait) or found.for_work:
+        return
+    idle = {name: replace(it, in_flight=0) for name, it in models.items()}
+    assert step(idle, resting=resting) == found
 
 
 # -- failures ----------------------------------------------------------------------------------------------
