@@ -199,6 +199,11 @@ class Cluster:
             return False
         return any(m["id"] == model for m in self.get("/v1/models").json()["data"])
 
+    def routes(self, model: str) -> bool:
+        """Whether the routing of the web process has a node that offers it, in whatever state; the registry
+        has it one refresh earlier."""
+        return any(m["id"] == model for m in self.get("/cluster/status").json()["models"])
+
     def job(self, job_id: str) -> dict[str, Any]:
         return self.get(f"/jobs/{job_id}").json()
 
@@ -212,16 +217,22 @@ class Cluster:
         """Wait until something holds. The limit is for a broken build; nothing is timed here."""
         deadline = time.monotonic() + seconds
         while True:
-            if true():
-                return
+            try:
+                if true():
+                    return
+            except httpx.TransportError as e:
+                raise AssertionError(f"not so: {what}: {e!r}\n{self._logs()}") from e
             if child is not None and not child.alive:
                 raise AssertionError(
                     f"not so: {what}: {child.name} {child.ending()}\n{child.output()[-4000:]}"
                 )
             if time.monotonic() > deadline:
-                logs = "\n".join(f"--- {c.name}\n{c.output()[-3000:]}" for c in self.children)
-                raise AssertionError(f"not so after {seconds} s: {what}\n{logs}")
+                raise AssertionError(f"not so after {seconds} s: {what}\n{self._logs()}")
             time.sleep(0.05)
+
+    def _logs(self) -> str:
+        """How each process is, and the end of what it wrote."""
+        return "\n".join(f"--- {c.name} {c.ending()}\n{c.output()[-3000:]}" for c in self.children)
 
     def slots_held(self) -> int:
         status = self.get("/cluster/status").json()

@@ -252,6 +252,7 @@ def test_in_quiet_hours_the_owner_has_the_machine_and_afterwards_it_works_again(
     bare.until(lambda: bare.workers().get("one", {}).get("state") == "draining", "it drains", 20, agent)
     assert states(bare) == {"fake-model": "offered"}
     assert "quiet hours until 12:00" in json.dumps(bare.workers()["one"])
+    bare.until(lambda: bare.routes("fake-model"), "routing has heard of it", 5, agent)
     assert ask(bare, "fake-model").json()["error"]["code"] == "no_workers"
     bare.until(lambda: bare.serves("one"), "they are over", 30, agent)
     assert ask(bare, "fake-model").status_code == 200
