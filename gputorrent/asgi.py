@@ -27,6 +27,7 @@ from django.urls import re_path  # noqa: E402
 
 from api import gateway, job_socket, lean, staff  # noqa: E402
 from dashboard import hub  # noqa: E402
+from gputorrent import structs  # noqa: E402
 from gputorrent.access import Traced, TracedSocket  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
 from gputorrent.urls import websocket_urlpatterns  # noqa: E402
@@ -116,4 +117,5 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
 
+structs.describe_all()
 _spare_the_collector()
