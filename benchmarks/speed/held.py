@@ -26,7 +26,7 @@ def thousand(target: Target, seconds: float) -> Seen:
     def look() -> tuple[float, float]:
         seen = []
         for _ in range(9):  # now and then a thread writes, by a connection of a moment
-            seen.append((web.threads(), web.files(".sqlite3")))
+            seen.append((web.threads(), web.open_files(".sqlite3")))
             time.sleep(0.2)
         threads, databases = zip(*seen, strict=True)
         return statistics.median(threads), statistics.median(databases)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -58,39 +58,24 @@ class Group:
 
     def cpu_seconds(self) -> float:
         """User and system time, to 10 ms."""
-        total = 0.0
-        for process in self.members():
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+        return self._sum(lambda process: sum(process.cpu_times()[:2]))
 
     def rss_mb(self) -> float:
-        total = 0
-        for process in self.members():
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
-        return total / 1e6
+        return self._sum(lambda process: process.memory_info().rss) / 1e6
 
     def threads(self) -> int:
-        total = 0
-        for process in self.members():
-            with contextlib.suppress(psutil.Error):
-                total += process.num_threads()
-        return total
+        return int(self._sum(lambda process: process.num_threads()))
 
     def open_files(self, ending: str) -> int:
         """Open descriptors of files whose name ends so: each SQLite connection has its database open."""
-        total = 0
-        for process in self.members():
-            with contextlib.suppress(psutil.Error):
-                total += sum(file.path.endswith(ending) for file in process.open_files())
-        return total
+        return int(
+            self._sum(lambda process: sum(file.path.endswith(ending) for file in process.open_files()))
+        )
 
-    def files(self, ending: str) -> int:
-        """Open ones whose names end so, each as often as it is open."""
-        total = 0
+    def _sum(self, of: Callable[[psutil.Process], float]) -> float:
+        """Of all that have not gone meanwhile."""
+        total = 0.0
         for process in self.members():
             with contextlib.suppress(psutil.Error):
-                total += sum(file.path.endswith(ending) for file in process.open_files())
+                total += of(process)
         return total
