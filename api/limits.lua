@@ -1,5 +1,6 @@
 -- What a key may use: requests and tokens in any 60 seconds, requests at once, tokens for a day and a month.
--- One script, so that a request is weighed and counted in one atomic step, however many processes ask.
+-- One script, so that a request is weighed and counted in one atomic step, however many processes ask. Steps come in
+-- batches (`gputorrent.redis.Steps`): what they need of a key is read once and written once, at the end of the batch.
 --
 -- Keys
 --   gt:limits:window:<key>          hash: requests and tokens of the last 61 seconds, one bucket for each
@@ -20,183 +21,274 @@ local RESERVED, SPENT = 'gt:limits:reserved:', 'gt:limits:spent:'
 local BUCKETS = 61
 local WEEK = 7 * 86400
 
-local function clock()
-  local t = redis.call('TIME')
-  return tonumber(t[1]), t[1] * 1000 + math.floor(t[2] / 1000)
+-- What this batch knows of a key. Numbers and permits that were changed are marked, until `write`.
+local keys = {}
+
+local time = redis.call('TIME')
+local second, now_ms = tonumber(time[1]), time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- The fields of a window, as numbers (0 where there is none); `into` is the key's.
+local function read(k, ...)
+  local values = redis.call('HMGET', k.window, ...)
+  for i, field in ipairs({...}) do k.numbers[field] = tonumber(values[i] or '0') end
 end
 
-local function number(key, field)
-  return tonumber(redis.call('HGET', key, field) or '0')
+local function bucket(k, kind, at)
+  local field = kind .. (at % BUCKETS)
+  if not k.numbers[field] then read(k, 'r' .. (at % BUCKETS), 't' .. (at % BUCKETS)) end
+  return field
 end
 
--- Let go of the buckets that are older than the window. Returns the second it now stands at.
-local function advance(key, second)
-  local w = WINDOW .. key
-  local at = number(w, 'at')
+local function add(k, field, by)
+  k.numbers[field] = k.numbers[field] + by
+  k.changed[field] = true
+end
+
+-- Let go of the buckets that are older than the window.
+local function advance(k)
+  local w, at = k.window, k.numbers.at
+  if second <= at and at - second < BUCKETS then return end  -- as often; or the clock was set back a little
   if math.abs(second - at) >= BUCKETS then
     redis.call('DEL', w)
-    redis.call('HSET', w, 'at', second)
-    return second
-  end
-  if second <= at then return at end  -- the clock was set back a little
-  local r, t = 0, 0
-  for s = at + 1, second do
-    local b = s % BUCKETS
-    local old = redis.call('HMGET', w, 'r' .. b, 't' .. b)
-    if old[1] or old[2] then
-      r, t = r + tonumber(old[1] or '0'), t + tonumber(old[2] or '0')
-      redis.call('HDEL', w, 'r' .. b, 't' .. b)
+    k.numbers = {r = 0, t = 0, lr = 0, lt = 0, purged = 0}
+  else
+    local fields = {}
+    for s = at + 1, second do
+      fields[#fields + 1] = 'r' .. s % BUCKETS
+      fields[#fields + 1] = 't' .. s % BUCKETS
     end
+    local old = redis.call('HMGET', w, unpack(fields))
+    for i, field in ipairs(fields) do
+      if old[i] then add(k, string.sub(field, 1, 1), -tonumber(old[i])) end
+      k.numbers[field] = 0
+    end
+    redis.call('HDEL', w, unpack(fields))
   end
-  if r ~= 0 then redis.call('HINCRBY', w, 'r', -r) end
-  if t ~= 0 then redis.call('HINCRBY', w, 't', -t) end
-  redis.call('HSET', w, 'at', second)
-  return second
+  k.numbers.at, k.changed.at = second, true
 end
 
-local function charge(key, at, second, requests, tokens)
-  local w, b = WINDOW .. key, second % BUCKETS
+local function key_of(name)
+  local k = keys[name]
+  if not k then
+    k = {window = WINDOW .. name, reserved = RESERVED .. name, more = 0, numbers = {}, changed = {}, spent = {}}
+    k.open = {key = OPEN .. name, permits = {}, puts = {}, takes = {}}
+    k.deferred = {key = DEFERRED .. name, permits = {}, puts = {}, takes = {}}
+    keys[name] = k
+  end
+  return k
+end
+
+local function known(name)
+  local k = key_of(name)
+  if not k.numbers.at then
+    local b = second % BUCKETS
+    read(k, 'at', 'r', 't', 'lr', 'lt', 'purged', 'r' .. b, 't' .. b)
+    advance(k)
+  end
+  return k
+end
+
+local function charge(k, at, requests, tokens)
   if requests ~= 0 then
-    redis.call('HINCRBY', w, 'r', requests)
-    redis.call('HINCRBY', w, 'r' .. b, requests)
-    if requests > 0 then redis.call('HSET', w, 'lr', second) end
+    add(k, bucket(k, 'r', at), requests)
+    add(k, 'r', requests)
+    if requests > 0 then k.numbers.lr, k.changed.lr = at, true end
   end
   if tokens ~= 0 then
-    redis.call('HINCRBY', w, 't', tokens)
-    redis.call('HINCRBY', w, 't' .. b, tokens)
-    if tokens > 0 then redis.call('HSET', w, 'lt', second) end
+    add(k, bucket(k, 't', at), tokens)
+    add(k, 't', tokens)
+    if tokens > 0 then k.numbers.lt, k.changed.lt = at, true end
   end
-  redis.call('EXPIRE', w, BUCKETS + 1)
+end
+
+local function held(hash)
+  if not hash.held then hash.held = redis.call('HLEN', hash.key) end
+  return hash.held
+end
+
+local function put(k, hash, permit, tokens, entry)
+  held(hash)
+  hash.permits[permit], hash.puts[permit], hash.takes[permit] = entry, entry, nil
+  hash.held, k.more = hash.held + 1, k.more + tokens
+end
+
+local function take(k, hash, permit, reserved)
+  held(hash)
+  hash.permits[permit], hash.puts[permit], hash.takes[permit] = false, nil, true
+  hash.held, k.more, k.taken = hash.held - 1, k.more - reserved, true
+end
+
+-- The least that each key of the window, of permits and of tokens reserved has to live from now on.
+local function write(k)
+  local w, pairs_of = {}, {}
+  for field in pairs(k.changed) do
+    w[#w + 1] = field
+    w[#w + 1] = string.format('%.0f', k.numbers[field])
+  end
+  if #w > 0 then
+    redis.call('HSET', k.window, unpack(w))
+    -- What is charged within a second of this one need not put it off again.
+    if k.changed.at or second < k.numbers.at then redis.call('EXPIRE', k.window, BUCKETS + 2) end
+  end
+  for _, hash in ipairs({k.open, k.deferred}) do
+    local puts, takes = {}, {}
+    for permit, entry in pairs(hash.puts) do
+      puts[#puts + 1] = permit
+      puts[#puts + 1] = entry
+    end
+    for permit in pairs(hash.takes) do takes[#takes + 1] = permit end
+    if #puts > 0 then
+      redis.call('HSET', hash.key, unpack(puts))
+      if k.changed.at or hash.held <= #puts then redis.call('EXPIRE', hash.key, k.lasting) end
+    end
+    if #takes > 0 then redis.call('HDEL', hash.key, unpack(takes)) end
+    hash.puts, hash.takes = {}, {}
+  end
+  if k.more ~= 0 or k.taken then
+    local left = redis.call('INCRBY', k.reserved, string.format('%.0f', k.more))
+    if k.taken and (left <= 0 or redis.call('EXISTS', k.open.key, k.deferred.key) == 0) then
+      redis.call('DEL', k.reserved)
+    elseif k.lasting and (k.changed.at or left == k.more) then
+      redis.call('EXPIRE', k.reserved, k.lasting)
+    end
+  end
+  for period, tokens in pairs(k.spent) do
+    local name = string.format('%s%s:%s', SPENT, string.sub(k.window, #WINDOW + 1), period)
+    local sum = redis.call('INCRBY', name, string.format('%.0f', tokens))
+    if sum == tokens then redis.call('EXPIRE', name, 32 * 86400) end
+  end
+  k.changed, k.spent, k.more, k.taken = {}, {}, 0, false
+end
+
+begin = function()
+  local asked = {}
+  for _, step in ipairs(steps) do
+    local k = key_of(tostring(step[2]))
+    local waits
+    if step[1] == 'admit' then waits = step[4] ~= '' else waits = step[4] == 1 end
+    local hash = waits and k.open or k.deferred
+    asked[hash] = asked[hash] or {}
+    table.insert(asked[hash], step[3])
+  end
+  for hash, permits in pairs(asked) do
+    local entries = redis.call('HMGET', hash.key, unpack(permits))
+    for i, permit in ipairs(permits) do hash.permits[permit] = entries[i] end
+  end
+end
+
+finish = function()
+  for _, k in pairs(keys) do write(k) end
 end
 
 -- Milliseconds until `excess` of what is counted has left the window
-local function until_free(key, kind, at, excess, now_ms)
-  for s = at - BUCKETS + 1, at do
-    excess = excess - number(WINDOW .. key, kind .. (s % BUCKETS))
-    if excess <= 0 then return math.max(1, (s + BUCKETS) * 1000 - now_ms) end
+local function until_free(k, kind, excess)
+  write(k)
+  local fields, at = {}, k.numbers.at
+  for s = at - BUCKETS + 1, at do fields[#fields + 1] = kind .. (s % BUCKETS) end
+  local counts = redis.call('HMGET', k.window, unpack(fields))
+  for i = 1, BUCKETS do
+    excess = excess - tonumber(counts[i] or '0')
+    if excess <= 0 then return math.max(1, (at + i) * 1000 - now_ms) end
   end
   return BUCKETS * 1000
 end
 
-local function release(key, hash, permit, reserved)
-  redis.call('HDEL', hash, permit)
-  local left = redis.call('DECRBY', RESERVED .. key, reserved)
-  if left <= 0 or (redis.call('EXISTS', OPEN .. key) == 0 and redis.call('EXISTS', DEFERRED .. key) == 0) then
-    redis.call('DEL', RESERVED .. key)
-  end
-end
-
 -- Void what nobody will give back. At most once a second for each key, since it looks at every permit.
-local function purge(key, at)
-  local w = WINDOW .. key
-  if number(w, 'purged') == at then return end
-  redis.call('HSET', w, 'purged', at)
+local function purge(k)
+  if k.numbers.purged == k.numbers.at then return end
+  k.numbers.purged, k.changed.purged = k.numbers.at, true
+  write(k)
   local lives = {}
-  local open = redis.call('HGETALL', OPEN .. key)
+  local open = redis.call('HGETALL', k.open.key)
   for i = 1, #open, 2 do
     local web, reserved = string.match(open[i + 1], '^(%S*) (%d+) ')
     if lives[web] == nil then lives[web] = redis.call('EXISTS', 'gt:web:' .. web) == 1 end
-    if not lives[web] then release(key, OPEN .. key, open[i], reserved) end
+    if not lives[web] then take(k, k.open, open[i], tonumber(reserved)) end
   end
-  local deferred = redis.call('HGETALL', DEFERRED .. key)
+  local deferred = redis.call('HGETALL', k.deferred.key)
   for i = 1, #deferred, 2 do
     local give_up, reserved = string.match(deferred[i + 1], '^(%d+) (%d+) ')
-    if tonumber(give_up) < at then release(key, DEFERRED .. key, deferred[i], reserved) end
+    if tonumber(give_up) < k.numbers.at then take(k, k.deferred, deferred[i], tonumber(reserved)) end
   end
+  write(k)
 end
 
 -- What was spent in a period: Redis's figure, or the ledger's where that is larger (Redis was emptied).
-local function spent(key, period, ledger)
+local function spent(k, key, period, ledger)
+  write(k)
   local name = SPENT .. key .. ':' .. period
   local value = tonumber(redis.call('GET', name) or '0')
   if ledger > value then
-    redis.call('SET', name, ledger, 'EX', 32 * 86400)
+    redis.call('SET', name, string.format('%.0f', ledger), 'EX', 32 * 86400)
     value = ledger
   end
   return value
 end
 
-local verbs = {}
-
 -- key permit web defer_s tokens concurrency rpm tpm per_day per_month day month day_ledger month_ledger
 -- `web` is empty for work that nobody waits for: it has no part in `concurrency`. Limits of 0 are none.
 -- Returns verdict, requests left, tokens left, and ms: until these are whole again, until a retry makes sense
 function verbs.admit(a)
-  local key, permit, web, defer_s, tokens = a[1], a[2], a[3], tonumber(a[4]), tonumber(a[5])
-  local concurrency, rpm, tpm = tonumber(a[6]), tonumber(a[7]), tonumber(a[8])
-  local per_day, per_month = tonumber(a[9]), tonumber(a[10])
-  local second, now_ms = clock()
-  local at = advance(key, second)
-  local w, hash = WINDOW .. key, web ~= '' and OPEN .. key or DEFERRED .. key
-  local r, t = number(w, 'r'), number(w, 't')
+  local key, permit, web, defer_s, tokens = tostring(a[1]), a[2], a[3], a[4], a[5]
+  local concurrency, rpm, tpm, per_day, per_month = a[6], a[7], a[8], a[9], a[10]
+  local k = known(key)
+  local hash, n, at = web ~= '' and k.open or k.deferred, k.numbers, k.numbers.at
   local verdict, retry = 'ok', 0
+  k.lasting = math.max(k.lasting or WEEK, 2 * defer_s)
 
-  if redis.call('HEXISTS', hash, permit) == 0 then  -- else asked again after an answer was lost
-    if rpm > 0 and r + 1 > rpm then
-      verdict, retry = 'requests', until_free(key, 'r', at, r + 1 - rpm, now_ms)
-    elseif tpm > 0 and t + tokens > tpm then
-      verdict, retry = 'tokens', until_free(key, 't', at, t + tokens - tpm, now_ms)
+  if not hash.permits[permit] then  -- else asked again after an answer was lost
+    if rpm > 0 and n.r + 1 > rpm then
+      verdict, retry = 'requests', until_free(k, 'r', n.r + 1 - rpm)
+    elseif tpm > 0 and n.t + tokens > tpm then
+      verdict, retry = 'tokens', until_free(k, 't', n.t + tokens - tpm)
     end
-    if verdict == 'ok' and concurrency > 0 and web ~= '' and redis.call('HLEN', hash) >= concurrency then
-      purge(key, at)
-      if redis.call('HLEN', hash) >= concurrency then verdict, retry = 'concurrency', 1000 end
+    if verdict == 'ok' and concurrency > 0 and web ~= '' and held(hash) >= concurrency then
+      purge(k)
+      if held(hash) >= concurrency then verdict, retry = 'concurrency', 1000 end
     end
     local function over(name, limit, period, ledger)
       if verdict ~= 'ok' or limit == 0 then return end
-      local used = spent(key, period, ledger)
-      local function full() return used + tokens + tonumber(redis.call('GET', RESERVED .. key) or '0') > limit end
+      local used = spent(k, key, period, ledger)
+      local function full() return used + tokens + tonumber(redis.call('GET', k.reserved) or '0') > limit end
       if not full() then return end
-      purge(key, at)
+      purge(k)
       if full() then
         verdict = name
         if used + tokens <= limit then retry = 1000 end  -- what is under way may take less than it reserved
       end
     end
-    over('day', per_day, a[11], tonumber(a[13]))
-    over('month', per_month, a[12], tonumber(a[14]))
+    over('day', per_day, a[11], a[13])
+    over('month', per_month, a[12], a[14])
     if verdict == 'ok' then
-      charge(key, at, at, 1, tokens)
-      r, t = r + 1, t + tokens
-      redis.call('HSET', hash, permit, (web ~= '' and web or (second + defer_s)) .. ' ' .. tokens .. ' ' .. at)
-      redis.call('INCRBY', RESERVED .. key, tokens)
-      for _, name in ipairs({hash, RESERVED .. key}) do redis.call('EXPIRE', name, math.max(WEEK, 2 * defer_s)) end
+      charge(k, at, 1, tokens)
+      local since = web ~= '' and web or string.format('%.0f', second + defer_s)
+      put(k, hash, permit, tokens, string.format('%s %.0f %.0f', since, tokens, at))
     end
   end
 
-  redis.call('EXPIRE', w, BUCKETS + 1)
-  local function reset(field)
-    local last = redis.call('HGET', w, field)
-    return last and math.max(0, (last + BUCKETS) * 1000 - now_ms) or 0
+  local function reset(count, last)
+    return count > 0 and last > 0 and math.max(0, (last + BUCKETS) * 1000 - now_ms) or 0
   end
-  return {verdict, rpm - r, tpm - t, r > 0 and reset('lr') or 0, t > 0 and reset('lt') or 0, retry}
+  return {verdict, rpm - n.r, tpm - n.t, reset(n.r, n.lr), reset(n.t, n.lt), retry}
 end
 
 -- key permit waits tokens served day month: the work is over and took so many tokens. Not served: the request
 -- is given back, too. Returns whether the permit was open; a second time nothing changes.
 function verbs.settle(a)
-  local key, permit, hash = a[1], a[2], (a[3] == '1' and OPEN or DEFERRED) .. a[1]
-  local tokens, served = tonumber(a[4]), a[5] == '1'
-  local entry = redis.call('HGET', hash, permit)
+  local k, permit, tokens, served = known(tostring(a[1])), a[2], a[4], a[5] == 1
+  local hash, at = a[3] == 1 and k.open or k.deferred, k.numbers.at
+  local entry = hash.permits[permit]
   if not entry then return 0 end
   local reserved, since = string.match(entry, ' (%d+) (%d+)$')
   reserved, since = tonumber(reserved), tonumber(since)
-  release(key, hash, permit, reserved)
-  local second = clock()
-  local at = advance(key, second)
+  take(k, hash, permit, reserved)
   if at - since < BUCKETS and since <= at then
-    charge(key, at, since, served and 0 or -1, tokens - reserved)
+    charge(k, since, served and 0 or -1, tokens - reserved)
   elseif tokens > reserved then
-    charge(key, at, at, 0, tokens - reserved)
+    charge(k, at, 0, tokens - reserved)
   end
   if tokens > 0 then
-    for i = 6, 7 do
-      local name = SPENT .. key .. ':' .. a[i]
-      redis.call('INCRBY', name, tokens)
-      redis.call('EXPIRE', name, 32 * 86400)
-    end
+    for i = 6, 7 do k.spent[a[i]] = (k.spent[a[i]] or 0) + tokens end
   end
   return 1
 end
-
-local verb = table.remove(ARGV, 1)
-return verbs[verb](ARGV)

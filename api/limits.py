@@ -24,7 +24,7 @@ from django.conf import settings
 
 from api.authentication import Caller, Limits
 from api.errors import ApiError, Headers, quota_exceeded, rate_limited
-from gputorrent.redis import Pipe, Script, blocking
+from gputorrent.redis import Pipe, Steps, blocking
 from jobs.errors import BrokerUnavailable
 from jobs.interactive import InteractiveJob, Request
 from jobs.models import Job
@@ -84,7 +84,7 @@ class Limiter:
     """Admits requests for one web process."""
 
     def __init__(self, pipe: Pipe, web: str) -> None:
-        self._script = Script(pipe, _SOURCE)
+        self._script = Steps(pipe, _SOURCE)
         self._web = web
         self._owed: list[tuple[Any, ...]] = []
 
@@ -192,8 +192,8 @@ def deferred_ended(job: Job) -> None:
     tokens = job.prompt_tokens + job.completion_tokens
     day, month = _periods(datetime.datetime.now(datetime.UTC))
     try:
-        arguments = ("settle", job.key_id, job.id, 0, tokens, 1, day, month)
-        blocking().register_script(_SOURCE)(args=arguments)
+        step = Steps.alone("settle", job.key_id, job.id, 0, tokens, 1, day, month)
+        blocking().register_script(Steps.whole(_SOURCE))(args=step)
     except redis.RedisError as e:
         log.warning("redis unavailable error=%s job=%s: its permit runs out", type(e).__name__, job.id)
 

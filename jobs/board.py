@@ -18,7 +18,7 @@ from typing import Any
 
 from django.conf import settings
 
-from gputorrent.redis import Pipe, Script
+from gputorrent.redis import Pipe, Steps
 from jobs import breaker
 from jobs.breaker import Breaker, Verdict
 from jobs.errors import NotPermitted
@@ -108,7 +108,7 @@ class Waits:
 
 class Board:
     def __init__(self, pipe: Pipe) -> None:
-        self._script = Script(pipe, _SOURCE)
+        self._script = Steps(pipe, _SOURCE, rank=1)  # behind `api.limits`, whose permits are proofs
 
     async def reserve(
         self,
@@ -145,7 +145,6 @@ class Board:
             work.model,
             tenant,
             priority,
-            packed,
             wait_seconds,
             *(-(-bound // share) for bound in _bounds()),
             settings.NODE_BYTES,
@@ -159,9 +158,10 @@ class Board:
                 late(_reserved(told))
 
         ask = self._script.unless_left
-        answer = await ask(heard, "reserve", *given, *proven, int(others is not None), *order)
+        few = int(others is not None)
+        answer = await ask(heard, "reserve", *given, *proven, few, *order, blob=packed)
         if answer[0] == b"more" and others:
-            answer = await ask(heard, "reserve", *given, *proven, 0, *order, *others())
+            answer = await ask(heard, "reserve", *given, *proven, 0, *order, *others(), blob=packed)
         if answer[0] == b"unproven":
             raise NotPermitted
         return _reserved(answer)
@@ -204,9 +204,10 @@ class Board:
         """Attempts of one owner that wait; everybody's without one. Not one step: who comes or goes meanwhile
         may be among them or not."""
         found: dict[bytes, Waits] = {}
-        at: bytes | str = "-inf"
+        at = "-inf"
         while at:
-            at, *flat = await self._script("waiting", owner, at, _PAGE)
+            page, *flat = await self._script("waiting", owner, at, _PAGE)
+            at = page.decode()
             found |= {flat[i]: _waits(*flat[i : i + 3]) for i in range(0, len(flat), 3)}
         return list(found.values())
 
@@ -215,9 +216,10 @@ class Board:
         anew. Returns how much was wrong."""
         wrong = 0
         for verb, *of in [("prune_waiting",), *(("prune_queue", model) for model in models)]:
-            at: Any = "0" if of else "-inf"
-            while at != b"":
-                at, found = await self._script(verb, *of, at, _PAGE)
+            at = 0 if of else "-inf"
+            while at != "":
+                page, found = await self._script(verb, *of, at, _PAGE)
+                at = page.decode() if isinstance(page, bytes) else page
                 wrong += int(found)
         return wrong + int(await self._script("prune_places"))
 

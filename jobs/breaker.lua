@@ -17,9 +17,14 @@ local CAPACITY, SLOTS = 'gt:nodes:slots', 'gt:board:slots:'
 local REMEMBER_MS = 600000  -- how long a breaker that nobody probes, or a drain rate, is worth anything
 local STRIKES_KEPT = 1000
 
+local now  -- the same moment for all steps of a call
+
 local function now_ms()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+  if not now then
+    local t = redis.call('TIME')
+    now = t[1] * 1000 + math.floor(t[2] / 1000)
+  end
+  return now
 end
 
 local function alive(node)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any
 
 import hiredis
 import redis
@@ -23,13 +24,73 @@ ANSWER_SECONDS = 2.5
 _MORE: Any = object()
 
 
-class _Asked(NamedTuple):
-    name: Any
-    packed: bytes
-    future: asyncio.Future[Any]
-    again: bool  # it was sent before, over a connection that broke
-    script: tuple[Any, ...] | None = None  # the same whole, for a server that has forgotten it
-    late: Callable[[Any], None] | None = None  # hears the answer if the future is done by then
+class Asked:
+    """One command as a pipe carries it, and whoever waits for its answer."""
+
+    __slots__ = ("again", "rank")
+
+    def __init__(self) -> None:
+        self.again = False  # it was sent before, over a connection that broke
+        self.rank = 0  # of those that are carried in front, the least goes first
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is worth sending once more, over a new connection."""
+        raise NotImplementedError
+
+    def packed(self) -> bytes:
+        """As it goes out, each time it does."""
+        raise NotImplementedError
+
+    def answered(self, answer: Any) -> bool:
+        """Take the answer. False: what came asks for the same in another form, which `packed` has now."""
+        raise NotImplementedError
+
+    def refuse(self, error: Exception) -> None:
+        """There will be no answer."""
+        raise NotImplementedError
+
+
+class _Command(Asked):
+    """A command, or a script by its hash."""
+
+    __slots__ = ("_callback", "_late", "_packed", "_script", "future")
+
+    def __init__(
+        self,
+        packed: bytes,
+        callback: Callable[[Any], Any] | None = None,
+        script: tuple[Any, ...] | None = None,
+        late: Callable[[Any], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._packed, self._callback = packed, callback
+        self._script = script  # the same whole, for a server that has forgotten it
+        self._late = late  # hears the answer if the future is done by then
+        self.future = _future()
+
+    @property
+    def wanted(self) -> bool:
+        return self._late is not None or not self.future.done()
+
+    def packed(self) -> bytes:
+        return self._packed
+
+    def answered(self, answer: Any) -> bool:
+        if isinstance(answer, Exception):
+            if isinstance(answer, NoScriptError) and self._script is not None:
+                self._packed, self._script = hiredis.pack_command(self._script), None
+                return False
+            self.refuse(answer)
+        elif not self.future.done():
+            self.future.set_result(answer if self._callback is None else self._callback(answer))
+        elif self._late:
+            self._late(answer)
+        return True
+
+    def refuse(self, error: Exception) -> None:
+        if not refused(self.future, error) and self._late:
+            self._late(error)
 
 
 class Pipe:
@@ -49,8 +110,9 @@ class Pipe:
     ) -> None:
         self._client, self._answer_seconds, self._lasting = client, answer_seconds, lasting
         self._callbacks = client.response_callbacks
-        self._waiting: list[_Asked] = []
-        self._sent: deque[_Asked] = deque()
+        self._waiting: list[Asked] = []
+        self._in_front: list[Asked] = []
+        self._sent: deque[Asked] = deque()
         self._line: _Line | None = None
         self._forgotten = 0  # of those that wait, the first so many are scripts to be sent whole
         self._soon = False  # a write is about to happen, or a connection to be opened
@@ -74,7 +136,9 @@ class Pipe:
 
         Raises TypeError for an argument that is neither text, bytes nor a number.
         """
-        return self._ask(_Asked(command[0], hiredis.pack_command(command), _future(), False))
+        asked = _Command(hiredis.pack_command(command), self._callbacks.get(command[0]))
+        self._add(asked, self._waiting)
+        return asked.future
 
     def run(
         self, sha: str, source: str, *arguments: Any, late: Callable[[Any], None] | None = None
@@ -82,17 +146,23 @@ class Pipe:
         """Queue a script by its hash; it is sent whole where the server has forgotten it. Cancelling the
         future does not stop it: its answer (or the exception) is handed to `late` then."""
         packed = hiredis.pack_command(("EVALSHA", sha, 0, *arguments))
-        return self._ask(_Asked("EVALSHA", packed, _future(), False, ("EVAL", source, 0, *arguments), late))
+        asked = _Command(packed, script=("EVAL", source, 0, *arguments), late=late)
+        self._add(asked, self._waiting)
+        return asked.future
 
-    def _ask(self, asked: _Asked) -> asyncio.Future[Any]:
+    def carry(self, asked: Asked) -> None:
+        """Queue something that still grows until it is written: it goes in front of all commands of that
+        write, by its rank."""
+        self._add(asked, self._in_front)
+
+    def _add(self, asked: Asked, queue: list[Asked]) -> None:
         if self._ended is not None:
-            _refuse(asked, self._ended)
-            return asked.future
-        self._waiting.append(asked)
+            asked.refuse(self._ended)
+            return
+        queue.append(asked)
         if not self._sent and not self._soon:
             self._soon = True
             asyncio.get_running_loop().call_soon(self._write)
-        return asked.future
 
     def flush(self) -> None:
         """Write at once what was given in this turn, if nothing is under way: for who gathers by himself."""
@@ -102,16 +172,19 @@ class Pipe:
     # -- out -----------------------------------------------------------------------------------------
     def _write(self) -> None:
         self._soon = False
-        if self._sent or not self._waiting:
+        if self._sent or not (self._waiting or self._in_front):
             return
         loop = asyncio.get_running_loop()
         if self._line is None:
             self._soon = True
             self._opening = loop.create_task(self._open())
             return
-        self._sent.extend(self._waiting)
-        self._waiting, self._forgotten = [], 0
-        self._line.write([asked.packed for asked in self._sent])
+        again = self._forgotten
+        self._sent.extend(self._waiting[:again])
+        self._sent.extend(sorted(self._in_front, key=_RANK))
+        self._sent.extend(self._waiting[again:])
+        self._waiting, self._in_front, self._forgotten = [], [], 0
+        self._line.write([asked.packed() for asked in self._sent])
         self._deadline = loop.time() + self._answer_seconds
         if self._timer is None:
             self._timer = loop.call_at(self._deadline, self._look)
@@ -126,9 +199,7 @@ class Pipe:
             return
         except BaseException:
             self._soon = False
-            waiting, self._waiting, self._forgotten = self._waiting, [], 0
-            for asked in waiting:
-                asked.future.cancel()
+            self._fail(RedisConnectionError("closed while it was opened"))
             raise
         self._write()
 
@@ -153,29 +224,21 @@ class Pipe:
         self._fail(error)
 
     def _fail(self, error: redis.RedisError) -> None:
-        failed, self._waiting, self._forgotten = [*self._sent, *self._waiting], [], 0
+        failed = [*self._sent, *self._in_front, *self._waiting]
+        self._waiting, self._in_front, self._forgotten = [], [], 0
         self._sent.clear()
         for asked in failed:
-            _refuse(asked, error)
+            asked.refuse(error)
 
     # -- in: called by the line ------------------------------------------------------------------------
     def answered(self, answer: Any) -> None:
         """One answer has come, to the oldest command under way."""
         asked = self._sent.popleft()
-        if isinstance(answer, Exception):
-            if isinstance(answer, NoScriptError) and asked.script and asked.name == "EVALSHA":
-                packed = hiredis.pack_command(asked.script)
-                # Before what gathered meanwhile, and in the order in which they were given.
-                self._waiting.insert(self._forgotten, asked._replace(name="EVAL", packed=packed))
-                self._forgotten += 1
-            else:
-                _refuse(asked, answer)
-        elif not asked.future.done():
-            callback = self._callbacks.get(asked.name)
-            asked.future.set_result(answer if callback is None else callback(answer))
-        elif asked.late:
-            asked.late(answer)
-        if not self._sent and self._waiting and not self._soon:
+        if not asked.answered(answer):
+            # Before what gathered meanwhile, and in the order in which they were given.
+            self._waiting.insert(self._forgotten, asked)
+            self._forgotten += 1
+        if not self._sent and not self._soon and (self._waiting or self._in_front):
             self._soon = True
             # Behind those who have just been answered: what they ask next goes along.
             asyncio.get_running_loop().call_soon(self._write)
@@ -192,11 +255,13 @@ class Pipe:
         again = []
         for asked in self._sent:
             if asked.again:
-                _refuse(asked, error)
-            elif asked.script or not asked.future.done():
-                again.append(asked._replace(again=True))
+                asked.refuse(error)
+            elif asked.wanted:
+                asked.again = True
+                again.append(asked)
         self._sent.clear()
         self._waiting[self._forgotten : self._forgotten] = again
+        self._forgotten += len(again)
         if self._waiting and not self._soon:
             self._soon = True
             asyncio.get_running_loop().call_soon(self._write)
@@ -243,12 +308,16 @@ def _future() -> asyncio.Future[Any]:
     return asyncio.get_running_loop().create_future()
 
 
-def _refuse(asked: _Asked, error: Exception) -> None:
-    if not asked.future.done():
-        asked.future.set_exception(error)
-        asked.future.exception()  # a caller that has left must not raise "never retrieved"
-    elif asked.late:
-        asked.late(error)
+def refused(future: asyncio.Future[Any], error: Exception) -> bool:
+    """Refuse whoever waits. False if nobody does any more."""
+    if future.done():
+        return False
+    future.set_exception(error)
+    future.exception()  # a caller that has left must not raise "never retrieved"
+    return True
+
+
+_RANK = attrgetter("rank")
 
 
 def _error(message: str) -> Exception:
