@@ -1,8 +1,5 @@
--- The live board: who runs what, who waits. One script with `breaker.lua`, so that every step is atomic.
---
--- Steps come in batches (`gputorrent.redis.Steps`). The two that every request takes, `reserve` and `release`, have
--- a quick form each, which reads what a place needs once for the batch and writes what has changed at its end,
--- and does only what is usual; all others, and whatever is unusual, work on Redis itself after `sync`.
+-- The live board: who runs what, who waits. One script with `quick.lua` and `breaker.lua`, so that every step is
+-- atomic. What is here works on Redis itself, step by step.
 --
 -- Keys
 --   gt:board:slots:<node>/<model>  hash: "<job>:<attempt>" -> "<lease> <owner> <bytes> <placed at, ms>", and
@@ -23,9 +20,7 @@
 -- most one job of each other tenant. Priority comes first: each is a class of its own with its own clock, 1e9
 -- virtual seconds apart.
 
-local QUEUE, TURNS, WAIT = 'gt:board:queue:', 'gt:board:turns:', 'gt:board:wait:'
-local WAITING, PLACES, BYTES, TENANTS = 'gt:board:waiting', 'gt:board:places', 'gt:board:bytes', 'gt:board:tenants'
-local DRAIN = 'gt:drain:'
+local TURNS, TENANTS, DRAIN = 'gt:board:turns:', 'gt:board:tenants', 'gt:drain:'
 local PRIORITY_STEP = 1e9
 
 local function free_slots(place)
@@ -36,14 +31,6 @@ end
 local function has_room(node, bytes, node_bytes)
   local used = tonumber(redis.call('HGET', BYTES, node) or '0')
   return used == 0 or used + bytes <= node_bytes
-end
-
-local function entry_of(lease, owner, work)
-  return lease .. ' ' .. owner .. ' ' .. #work .. ' ' .. string.format('%.0f', now_ms())
-end
-
-local function deliver(node, work)
-  redis.call('XADD', 'gt:node:' .. node .. ':inbox', '*', 'm', work)
 end
 
 -- Take a slot and deliver the work, in one step. `how` and `b` as from `gate`.
@@ -161,92 +148,7 @@ local function enqueue(job, model, ref, lease, owner, tenant, priority, tried, o
   return redis.call('ZRANK', QUEUE .. model, job)
 end
 
--- -- What the quick forms know -----------------------------------------------------------------------------
-
-local places, nodes, queues = {}, {}, {}
-local entries, proofs = {}, {}  -- read for all steps at once: by place and ref; by hash and field
-local none_waits = false  -- of the jobs that slots are asked for
-
-local function node_of(name)
-  local n = nodes[name]
-  if not n then
-    n = {name = name, alive = alive(name), bytes = tonumber(redis.call('HGET', BYTES, name) or '0'), more = 0}
-    nodes[name] = n
-  end
-  return n
-end
-
-local function place_of(node, model)
-  local name = node .. '/' .. model
-  local p = places[name]
-  if not p then
-    p = {name = name, capacity = tonumber(redis.call('HGET', CAPACITY, name) or '0'), puts = {}, takes = {}, fresh = {}}
-    p.held = redis.call('HLEN', SLOTS .. name)
-    p.breaker = redis.call('HEXISTS', BREAKERS, name) == 1
-    p.before = p.held
-    places[name] = p
-  end
-  return p
-end
-
-local function queued(model)
-  if queues[model] == nil then queues[model] = redis.call('EXISTS', QUEUE .. model) == 1 end
-  return queues[model]
-end
-
--- Write what the quick forms have changed, and forget what they knew.
-local function sync()
-  for name, p in pairs(places) do
-    if #p.takes > 0 then redis.call('HDEL', SLOTS .. name, unpack(p.takes)) end
-    if #p.puts > 0 then redis.call('HSET', SLOTS .. name, unpack(p.puts)) end
-    if p.held == 0 then
-      if p.before > 0 then redis.call('SREM', PLACES, name) end
-    elseif p.before == 0 then
-      redis.call('SADD', PLACES, name)
-    end
-  end
-  for name, n in pairs(nodes) do
-    if n.bytes + n.more <= 0 then
-      if n.bytes ~= 0 or n.more ~= 0 then redis.call('HDEL', BYTES, name) end
-    elseif n.more ~= 0 then
-      redis.call('HINCRBY', BYTES, name, n.more)
-    end
-  end
-  places, nodes, queues, entries, none_waits = {}, {}, {}, {}, false
-end
-
-finish = sync
-
--- Read at once what the quick forms of all steps are going to ask for.
-begin = function()
-  local refs, fields = {}, {}
-  local waits = {}
-  local function note(where, key, field)
-    local known = where[key] or {}
-    known[#known + 1] = field
-    where[key] = known
-  end
-  for _, step in ipairs(steps) do
-    if step[1] == 'release' then note(refs, step[2] .. '/' .. step[3], step[4])
-    elseif step[1] == 'reserve' then
-      waits[#waits + 1] = WAIT .. step[3]
-      for i = 20, #step do note(refs, step[i] .. '/' .. step[7], step[3] .. ':' .. step[4]) end
-      if step[17] ~= '' then note(fields, step[17], step[18]) end
-    end
-  end
-  local function read(where, prefix, into)
-    for key, names in pairs(where) do
-      local found, values = {}, redis.call('HMGET', prefix .. key, unpack(names))
-      for i, name in ipairs(names) do found[name] = values[i] end
-      into[key] = found
-    end
-  end
-  read(refs, SLOTS, entries)
-  read(fields, '', proofs)
-  none_waits = #waits > 0 and redis.call('EXISTS', unpack(waits)) == 0
-end
-
--- -- The verbs ------------------------------------------------------------------------------------------------
+local verbs = {}
 
 -- Whether a job that may go anywhere need not look further for a free slot: the first of the queue may go
 -- anywhere too and is no larger, so a slot that came free was given to it, and new ones will be.
@@ -266,7 +168,7 @@ end
 -- Answers 'placed' and the node; 'waiting', how many are ahead, and the drain interval (ms, or ''); 'full',
 -- how many wait for the model, the interval, and which bound was met; or 'more': none of the few would do, ask
 -- with all of them.
-local function reserve(a)
+function verbs.reserve(a)
   local work, job, ref, lease, owner, model = ARGV[a[1]], a[2], a[2] .. ':' .. a[3], a[4], a[5], a[6]
   local tenant, priority, wait_s, per_model, total, per_tenant = a[7], a[8], a[9], a[10], a[11], a[12]
   local node_bytes, tried, only, few = a[13], a[14], a[15], a[18] == 1
@@ -306,44 +208,10 @@ local function reserve(a)
   return {'waiting', rank, interval_of(model)}
 end
 
--- The quick form: a slot is free on a place without a breaker, and this was not asked for before.
-local function reserve_quickly(a)
-  if not none_waits or (a[16] ~= '' and not proofs[a[16]][a[17]]) then return nil end
-  local work, ref, model = ARGV[a[1]], a[2] .. ':' .. a[3], a[6]
-  for i = 19, #a do
-    local known = entries[a[i] .. '/' .. model]
-    if not known or known[ref] then return nil end
-  end
-  for i = 19, #a do
-    local p, n = place_of(a[i], model), node_of(a[i])
-    local used = n.bytes + n.more
-    if p.held < p.capacity and n.alive and (used <= 0 or used + #work <= a[13]) then
-      if p.breaker then return nil end
-      local entry = entry_of(a[4], a[5], work)
-      deliver(a[i], work)
-      entries[p.name][ref] = entry
-      p.fresh[ref] = true  -- not written yet: what gives it back is not for the quick form
-      p.puts[#p.puts + 1] = ref
-      p.puts[#p.puts + 1] = entry
-      p.held, n.more = p.held + 1, n.more + #work
-      return {'placed', a[i]}
-    end
-  end
-end
-
-function verbs.reserve(a)
-  local answer = reserve_quickly(a)
-  if not answer then
-    sync()
-    answer = reserve(a)
-  end
-  return answer
-end
-
 -- node model ref node_bytes verdict fingerprint and, with a verdict: faults window_ms open_ms longest_ms
 -- strikes_ms. Give a slot back, once, with what its end says of the place and of the request, and hand it to
 -- whoever waits. Answers whether it was held, how many were placed, and the request's strikes.
-local function release(a)
+function verbs.release(a)
   local node, model, place = a[1], a[2], a[1] .. '/' .. a[2]
   local verdict, fingerprint, strikes = a[5], a[6], 0
   local entry = redis.call('HGET', SLOTS .. place, a[3])
@@ -361,30 +229,6 @@ local function release(a)
     end
   end
   return {entry and 1 or 0, fill(node, model, tonumber(a[4])), strikes}
-end
-
--- The quick form: the slot was held, all is well, and nobody waits for it.
-local function release_quickly(a)
-  local place = place_of(a[1], a[2])
-  local known = entries[place.name]
-  local entry = known and known[a[3]]
-  if not entry or place.breaker or (a[5] ~= 'ok' and a[5] ~= '') or a[6] ~= '' or queued(a[2]) then return nil end
-  if place.fresh[a[3]] then return nil end
-  known[a[3]] = false
-  place.takes[#place.takes + 1] = a[3]
-  place.held = place.held - 1
-  local n = node_of(a[1])
-  n.more = n.more - tonumber(string.match(entry, '^%S+ %S* (%d+) '))
-  return {1, 0, 0}
-end
-
-function verbs.release(a)
-  local answer = release_quickly(a)
-  if not answer then
-    sync()
-    answer = release(a)
-  end
-  return answer
 end
 
 -- job: stop waiting. 1 if it did wait
@@ -552,11 +396,4 @@ function verbs.overdue(a)
   return redis.call('ZRANGEBYSCORE', WAITING, '-inf', now_ms(), 'LIMIT', 0, 100)
 end
 
-for verb, step in pairs(verbs) do
-  if verb ~= 'reserve' and verb ~= 'release' then
-    verbs[verb] = function(a)
-      sync()
-      return step(a)
-    end
-  end
-end
+return verbs

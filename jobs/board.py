@@ -25,9 +25,11 @@ from jobs.errors import NotPermitted
 from jobs.poison import Strikes
 from worker_agent.contract import Work, encode
 
-_SOURCE = "".join(
-    Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("breaker.lua", "board.lua")
-)
+def _part(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+_SOURCE = f"{_part('quick.lua')}define = function()\n{_part('breaker.lua')}{_part('board.lua')}end\n"
 
 Proof = tuple[str, str] | None
 """What a step depends on: a hash in Redis, and a field that it must have."""

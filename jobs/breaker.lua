@@ -1,4 +1,4 @@
--- Breakers of places and strikes of requests. The first part of the board's script: `board.lua` goes on.
+-- Breakers of places and strikes of requests. Part of the board's script: `board.lua` goes on.
 --
 -- Keys
 --   gt:breakers                  hash: "<node>/<model>" -> "<opening> <until, ms> <faults> <probe or ->"; open ones only
@@ -12,24 +12,9 @@
 -- placed while a breaker is open carries the number of that opening, so that what was under way before can
 -- neither close it nor open it again.
 
-local BREAKERS, FAULTS, STRIKES = 'gt:breakers', 'gt:faults:', 'gt:strikes'
-local CAPACITY, SLOTS = 'gt:nodes:slots', 'gt:board:slots:'
+local FAULTS, STRIKES = 'gt:faults:', 'gt:strikes'
 local REMEMBER_MS = 600000  -- how long a breaker that nobody probes, or a drain rate, is worth anything
 local STRIKES_KEPT = 1000
-
-local now  -- the same moment for all steps of a call
-
-local function now_ms()
-  if not now then
-    local t = redis.call('TIME')
-    now = t[1] * 1000 + math.floor(t[2] / 1000)
-  end
-  return now
-end
-
-local function alive(node)
-  return redis.call('EXISTS', 'gt:node:' .. node .. ':lease') == 1
-end
 
 local function breaker_of(place)
   local packed = redis.call('HGET', BREAKERS, place)
