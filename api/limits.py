@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import logging
-import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from django.conf import settings
 
 from api.authentication import Caller, Limits
 from api.errors import ApiError, Headers, quota_exceeded, rate_limited
+from gputorrent import entropy
 from gputorrent.redis import Pipe, Steps, blocking
 from jobs.errors import BrokerUnavailable
 from jobs.interactive import InteractiveJob, Request
@@ -114,13 +116,13 @@ class Limiter:
         job.
         """
         tokens = estimate(request, context)
-        name = deferred or os.urandom(8).hex()
+        name = deferred or entropy.take()[:8].hex()
         permit = Permit(self, caller.key, name, waits=not deferred, limits=limits, tokens=tokens)
         permit.asked = self._script.ask(*self._question(permit))
         return permit
 
     def _question(self, permit: Permit) -> tuple[Any, ...]:
-        day, month = _periods(datetime.datetime.now(datetime.UTC))
+        day, month = _periods()
         limits, spent = permit.limits, permit.limits.spent
         return (
             "admit",
@@ -190,7 +192,7 @@ def deferred_ended(job: Job) -> None:
     if job.key_id is None:
         return
     tokens = job.prompt_tokens + job.completion_tokens
-    day, month = _periods(datetime.datetime.now(datetime.UTC))
+    day, month = _periods()
     try:
         step = Steps.alone("settle", job.key_id, job.id, 0, tokens, 1, day, month)
         blocking().register_script(Steps.whole(_SOURCE))(args=step)
@@ -199,12 +201,19 @@ def deferred_ended(job: Job) -> None:
 
 
 def _settlement(permit: Permit, tokens: int, *, served: bool) -> tuple[Any, ...]:
-    day, month = _periods(datetime.datetime.now(datetime.UTC))
+    day, month = _periods()
     return ("settle", permit.key, permit.name, int(permit.waits), tokens, int(served), day, month)
 
 
-def _periods(now: datetime.datetime) -> tuple[str, str]:
-    day = now.date().isoformat()
+def _periods() -> tuple[str, str]:
+    """The names of today and of this month, in UTC."""
+    return _periods_of(int(time.time() // 86400))
+
+
+@functools.lru_cache(maxsize=2)
+def _periods_of(days: int) -> tuple[str, str]:
+    """By the days since the epoch."""
+    day = (datetime.date(1970, 1, 1) + datetime.timedelta(days)).isoformat()
     return day, day[:7]
 
 

@@ -25,6 +25,7 @@ from jobs.errors import NotPermitted
 from jobs.poison import Strikes
 from worker_agent.contract import Work, encode
 
+
 def _part(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import os
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from gputorrent import entropy
 from jobs import accounting, lifecycle
 from jobs.accounting import NOTHING, Spent
 from jobs.errors import JobError
@@ -48,7 +48,7 @@ Over = Callable[["InteractiveJob"], asyncio.Future[Any]]
 def new_job_id() -> str:
     """A UUIDv7 (RFC 9562) in hex: 48 bits of milliseconds, then random bits."""
     milliseconds = time.time_ns() // 1_000_000
-    rest = int.from_bytes(os.urandom(10), "big")
+    rest = int.from_bytes(entropy.take()[:10], "big")
     value = (milliseconds << 80) | rest
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
@@ -155,7 +155,7 @@ class InteractiveJob:
         if self.stopped:
             raise self.stopped
         self.attempt += 1
-        self.lease = os.urandom(16)
+        self.lease = entropy.take()
         self.next_seq = 0
         self._events.clear()
         self._buffered = 0

@@ -16,6 +16,7 @@ PIPE = "worker_agent.pipe"
 GROUND = (
     "gputorrent.background",
     "gputorrent.credentials",
+    "gputorrent.entropy",
     "gputorrent.ledger",
     "gputorrent.logins",
     "gputorrent.looks",
