@@ -9,8 +9,9 @@ caller has left is counted too, when its node has stopped.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 from jobs.models import Attempt, Job, JobState
 from jobs.rows import AttemptRow, JobRow
@@ -49,7 +50,7 @@ def of_usage(usage: Usage | None) -> Spent:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One increment for a key, a model and the day of `at`. Times in seconds."""
+    """What is added for a key, a model and the day of `at`. Times in seconds."""
 
     key: int
     model: str
@@ -97,3 +98,46 @@ def of_attempt(attempt: Attempt | AttemptRow, job: Job | JobRow, spent: Spent) -
     if seconds <= 0 and not spent.total:
         return None
     return Entry(job.key_id, job.model, attempt.finished_at, spent=spent, node_seconds=max(0.0, seconds))
+
+
+def of_rows(jobs: Iterable[JobRow], attempts: Iterable[tuple[AttemptRow, JobRow, Spent]]) -> list[Entry]:
+    """What `of_job` says of jobs that have just become terminal and `of_attempt` of attempts that have just
+    been closed, added up: a batch of hundreds is of a few keys and models, and mostly of one day."""
+    counts: dict[tuple[int, str, datetime.date], list[int]] = {}
+    for job in jobs:
+        if job.key_id is None:
+            continue
+        day = (job.finished_at or job.created_at).date()
+        add = counts.setdefault((job.key_id, job.model, day), [0, 0, 0])
+        add[0] += 1
+        if job.state != _COMPLETED:
+            add[1] += job.state in _ERRORS
+            add[2] += job.state == _CANCELLED
+    used: dict[tuple[int, str, datetime.date, bool], list[Any]] = {}
+    for attempt, job, spent in attempts:
+        until, since = attempt.finished_at, attempt.placed_at
+        if job.key_id is None or until is None:
+            continue
+        sums = used.setdefault((job.key_id, job.model, until.date(), spent.estimated), [0, 0, 0.0])
+        sums[0] += spent.prompt_tokens
+        sums[1] += spent.completion_tokens
+        if since is not None and since < until:
+            sums[2] += (until - since).total_seconds()
+    entries = [
+        Entry(key, model, _begin(day), requests=requests, errors=errors, cancelled=cancelled)
+        for (key, model, day), (requests, errors, cancelled) in counts.items()
+    ]
+    for (key, model, day, estimated), (prompt, answer, seconds) in used.items():
+        if prompt or answer or seconds:
+            spent = Spent(prompt, answer, estimated)
+            entries.append(Entry(key, model, _begin(day), spent=spent, node_seconds=seconds))
+    return entries
+
+
+_COMPLETED: Final = JobState.COMPLETED.value
+_CANCELLED: Final = JobState.CANCELLED.value
+_ERRORS: Final = frozenset({JobState.FAILED.value, JobState.EXPIRED.value})
+
+
+def _begin(day: datetime.date) -> datetime.datetime:
+    return datetime.datetime.combine(day, datetime.time(), datetime.UTC)

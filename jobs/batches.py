@@ -31,7 +31,7 @@ from django.db import DatabaseError, InterfaceError, transaction
 from django.utils import timezone
 
 from gputorrent.redis import Pipe, piped
-from jobs import asynchronous, batch_lines, cancelling, counting, files
+from jobs import asynchronous, batch_lines, cancelling, counting, files, lull
 from jobs.batch_lines import Line, Problem
 from jobs.board import Board
 from jobs.errors import Cancelled
@@ -96,7 +96,7 @@ def create(
     """A new batch over a complete file. It is validated with the next turn. What it writes is kept for
     `output_seconds` after its end, where that is less than for any file (0: as any)."""
     expires_at = timezone.now() + _seconds(settings.BATCH_WINDOW_SECONDS)
-    return Batch.objects.create(
+    batch = Batch.objects.create(
         id=f"batch_{new_job_id()}",
         key_id=key,
         input_file=input_file,
@@ -105,6 +105,8 @@ def create(
         output_seconds=output_seconds,
         expires_at=expires_at,
     )
+    transaction.on_commit(lull.over)
+    return batch
 
 
 def open_of(key: int) -> int:

@@ -11,14 +11,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import redis
 from django.db import DatabaseError, InterfaceError, transaction
+from msgspec import Struct
 
 from gputorrent.redis import blocking
 from jobs import metrics
-from jobs.metrics import UNKNOWN, Counts, Metrics
+from jobs.metrics import UNKNOWN, Counts, Metrics, Series, Times
 from jobs.models import TERMINAL, Batch, Job, JobState
 
 if TYPE_CHECKING:
@@ -34,10 +36,15 @@ _not_before = 0.0  # monotonic; after a failure, so that a sweep over many jobs 
 
 def job_over(counts: Metrics, job: InteractiveJob, snapshot: Snapshot) -> None:
     """Count a job that this process answered, once nothing more is awaited of it."""
-    request, placed = job.request, next((t.placed_at for t in job.tries if t.placed_at), 0.0)
+    request, nodes, placed, attempts = job.request, snapshot.nodes, 0.0, []
+    for t in job.tries:
+        if not placed:
+            placed = t.placed_at
+        if t.outcome:
+            view = nodes.get(t.node)
+            attempts.append((view.name if view else t.node, t.outcome))
     # Whatever was claimed was offered by a node; other names are the caller's invention.
-    known = job.attempt or request.model in snapshot.by_model
-    names = {t.node: view.name if (view := snapshot.nodes.get(t.node)) else t.node for t in job.tries}
+    known, created = job.attempt or request.model in snapshot.by_model, job.created_at
     over = _Over(
         request.path,
         request.model if known else UNKNOWN,
@@ -47,10 +54,10 @@ def job_over(counts: Metrics, job: InteractiveJob, snapshot: Snapshot) -> None:
         job.http_status or 200,
         job.prompt_tokens,
         job.completion_tokens,
-        [(names[t.node], t.outcome) for t in job.tries if t.outcome],
-        placed - job.created_at if placed else None,
-        job.first_byte_at - job.created_at if job.first_byte_at else None,
-        job.finished_at - job.created_at,
+        attempts,
+        placed - created if placed else None,
+        job.first_byte_at - created if job.first_byte_at else None,
+        job.finished_at - created,
     )
     _take(counts, over, has_row=bool(job.attempt))
 
@@ -126,8 +133,7 @@ def _attempts(job: Job) -> list[tuple[str | None, str]]:
     return list(job.attempts.values_list("node__name", "outcome"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Over:
+class _Over(Struct):
     """What there is to count of a job that is over. Times in seconds after it was made."""
 
     path: str
@@ -144,22 +150,55 @@ class _Over:
     finished: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """What jobs of one kind are counted in. Made once for each kind: a request adds to eleven of these."""
+
+    request: Series
+    error: Series
+    job: Series
+    prompt: Series
+    completion: Series
+    wait: Times
+    first_token: Times
+    total: Times
+
+
+@lru_cache(maxsize=1024)
+def _series(path: str, model: str, mode: str, state: JobState, code: str) -> _Series:
+    outcome = code or ("completed" if state == JobState.COMPLETED else state.value)
+    return _Series(
+        (metrics.REQUESTS.name, path, model, mode, outcome),
+        (metrics.ERRORS.name, outcome),
+        (metrics.JOBS.name, model, state.value),
+        (metrics.PROMPT_TOKENS.name, model),
+        (metrics.COMPLETION_TOKENS.name, model),
+        metrics.times(metrics.QUEUE_WAIT, model, mode),
+        metrics.times(metrics.FIRST_TOKEN, model, mode),
+        metrics.times(metrics.TOTAL, model, mode),
+    )
+
+
 def _take(counts: Counts, job: _Over, *, has_row: bool = True) -> None:
-    outcome = job.code or ("completed" if job.state == JobState.COMPLETED else str(job.state))
-    counts.add(metrics.REQUESTS, job.path, job.model, job.mode, outcome)
-    if job.state != JobState.COMPLETED:
-        counts.add(metrics.ERRORS, outcome)
+    of, pending, state = (
+        _series(job.path, job.model, job.mode, job.state, job.code),
+        counts.pending,
+        job.state,
+    )
+    pending[of.request] += 1
+    if state != JobState.COMPLETED:
+        pending[of.error] += 1
     if has_row:
-        counts.add(metrics.JOBS, job.model, job.state)
+        pending[of.job] += 1
     if job.prompt_tokens:
-        counts.add(metrics.PROMPT_TOKENS, job.model, by=job.prompt_tokens)
+        pending[of.prompt] += job.prompt_tokens
     if job.completion_tokens:
-        counts.add(metrics.COMPLETION_TOKENS, job.model, by=job.completion_tokens)
+        pending[of.completion] += job.completion_tokens
     for node, how in job.attempts:
-        counts.add(metrics.ATTEMPTS, node, how)
+        pending[metrics.ATTEMPTS.name, node, how] += 1
     if job.placed is not None:
-        counts.observe(metrics.QUEUE_WAIT, job.placed, job.model, job.mode)
+        counts.observe(of.wait, job.placed)
     if job.first_token is not None and job.http_status < 400:
-        counts.observe(metrics.FIRST_TOKEN, job.first_token, job.model, job.mode)
-    if job.finished is not None and job.state == JobState.COMPLETED:
-        counts.observe(metrics.TOTAL, job.finished, job.model, job.mode)
+        counts.observe(of.first_token, job.first_token)
+    if job.finished is not None and state == JobState.COMPLETED:
+        counts.observe(of.total, job.finished)

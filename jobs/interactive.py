@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gputorrent import entropy
-from jobs import accounting, lifecycle
+from jobs import accounting, lifecycle, rows
 from jobs.accounting import NOTHING, Spent
 from jobs.errors import JobError
 from jobs.lifecycle import Move
@@ -324,57 +323,11 @@ class InteractiveJob:
 
     def record(self) -> tuple[JobRow, list[AttemptRow]]:
         """The rows as they should now be in the ledger."""
-        placed = next((t for t in reversed(self.tries) if t.node), None)
-        job = JobRow(
-            id=self.id,
-            state=self.state.value,
-            version=self.version,
-            path=self.request.path,
-            model=self.request.model,
-            stream=self.request.stream,
-            priority=self.request.priority,
-            key_id=self.request.key,
-            node_id=placed.node if placed else None,
-            web=self.web,
-            attempt_count=self.attempt,
-            why=self.why[:300],
-            created_at=_at(self.created_at),
-            placed_at=_moment(placed.placed_at) if placed else None,
-            first_token_at=_moment(self.first_byte_at),
-            finished_at=_moment(self.finished_at),
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            http_status=self.http_status,
-            error_code=self.error_code,
-            error_message=self.error_message[:500],
-        )
-        attempts = [
-            AttemptRow(
-                job_id=self.id,
-                number=t.number,
-                node_id=t.node or None,
-                lease=t.lease.hex(),
-                outcome=t.outcome,
-                reason=t.reason,
-                claimed_at=_at(t.claimed_at),
-                placed_at=_moment(t.placed_at),
-                finished_at=_moment(t.finished_at),
-            )
-            for t in self.tries
-        ]
-        return job, attempts
+        return rows.of(self)
 
 
 def in_words(event: Failed | Lost) -> str:
     return event.message or str(event.outcome).replace("_", " ")
-
-
-def _at(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-
-
-def _moment(seconds: float) -> datetime.datetime | None:
-    return _at(seconds) if seconds else None
 
 
 _CALLERS_WISH: Final = frozenset({Outcome.CANCELLED, SLOW_CLIENT, "done"})

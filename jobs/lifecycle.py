@@ -101,17 +101,33 @@ def write_behind(
     all or nothing. What ended by it is accounted for; `spent` is what attempts (job, number) used.
     """
     spent = spent or {}
-    with transaction.atomic(using=using):
-        ended = upsert.write(_JOBS, jobs, using)
-        closed = upsert.write(_ATTEMPTS, attempts, using)
-        by_id = {job.id: job for job in jobs}
-        entries = [accounting.of_job(by_id[id_]) for id_, state in ended if state in TERMINAL]
-        rows = {(a.job_id, a.number): a for a in attempts}
-        for job_id, number, outcome in closed:
-            if outcome and job_id in by_id:
-                used = spent.get((job_id, number), accounting.NOTHING)
-                entries.append(accounting.of_attempt(rows[job_id, number], by_id[job_id], used))
-        accounting.tell([e for e in entries if e], using)
+    try:
+        with transaction.atomic(using=using):
+            _write(jobs, attempts, spent, using, singly=False)
+    except upsert.NotAll:
+        with transaction.atomic(using=using):
+            _write(jobs, attempts, spent, using, singly=True)
+
+
+def _write(
+    jobs: Sequence[JobRow],
+    attempts: Sequence[AttemptRow],
+    spent: Mapping[tuple[str, int], accounting.Spent],
+    using: str,
+    *,
+    singly: bool,
+) -> None:
+    ended = [j for j in upsert.write(_JOBS, jobs, using, singly=singly) if j.state in TERMINAL]
+    closed = [a for a in upsert.write(_ATTEMPTS, attempts, using, singly=singly) if a.outcome]
+    if not ended and not closed:
+        return
+    by_id = {job.id: job for job in jobs}
+    used = [
+        (a, by_id[a.job_id], spent.get((a.job_id, a.number), accounting.NOTHING))
+        for a in closed
+        if a.job_id in by_id
+    ]
+    accounting.tell(accounting.of_rows(ended, used), using)
 
 
 def _job_is_older(using: str) -> str:
@@ -128,5 +144,5 @@ def _attempt_is_open(using: str) -> str:
     return f" WHERE {quote(Attempt._meta.db_table)}.{quote('outcome')} = ''"
 
 
-_JOBS: Final = Target(Job, ("id",), ("id", "state"), _job_is_older)
-_ATTEMPTS: Final = Target(Attempt, ("job_id", "number"), ("job_id", "number", "outcome"), _attempt_is_open)
+_JOBS: Final = Target(Job, ("id",), _job_is_older)
+_ATTEMPTS: Final = Target(Attempt, ("job_id", "number"), _attempt_is_open)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,21 +95,38 @@ Series = tuple[str, ...]
 """A family's name and its label values; for histograms also the bucket's bound, or `SUM`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """The series of a histogram, ready to be counted in: one for each bucket, and the sum."""
+
+    bounds: tuple[float, ...]
+    buckets: tuple[Series, ...]
+    sum: Series
+
+
+def times(family: Family, *labels: str) -> Times:
+    name = family.name
+    return Times(
+        family.buckets,
+        tuple((name, *labels, bound) for bound in _BOUNDS[name]),
+        (name, *labels, SUM),
+    )
+
+
 class Counts:
     """Increments that nobody has taken yet. One thread only."""
 
     def __init__(self) -> None:
-        self.pending: dict[Series, int] = {}
+        self.pending: defaultdict[Series, int] = defaultdict(int)
 
     def add(self, family: Family, *labels: str, by: int = 1) -> None:
-        series = (family.name, *labels)
-        self.pending[series] = self.pending.get(series, 0) + by
+        self.pending[family.name, *labels] += by
 
-    def observe(self, family: Family, seconds: float, *labels: str) -> None:
+    def observe(self, times: Times, seconds: float) -> None:
         """Note a time. A clock that was set back makes it 0, never negative."""
         seconds = max(0.0, seconds)
-        self.add(family, *labels, _BOUNDS[family.name][bisect_left(family.buckets, seconds)])
-        self.add(family, *labels, SUM, by=round(seconds * 1e6))
+        self.pending[times.buckets[bisect_left(times.bounds, seconds)]] += 1
+        self.pending[times.sum] += round(seconds * 1e6)
 
 
 class Metrics(Counts):
@@ -140,7 +158,7 @@ class Metrics(Counts):
             while self._batch or self.pending:
                 if not self._batch:
                     self._number += 1
-                    self._batch, self.pending = self.pending, {}
+                    self._batch, self.pending = self.pending, defaultdict(int)
                 await self._script(self._source, self._number, *arguments(self._batch))
                 self._batch = {}
 

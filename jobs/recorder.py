@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, close_old_connections, connection
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    close_old_connections,
+    connection,
+)
 
 from gputorrent import background, ledger
 from jobs import lifecycle
@@ -18,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _BATCH = 1000
 _LIMIT = 200_000
+_UNFIT: Final = (DataError, IntegrityError, OverflowError, UnicodeError)
+"""What is raised for values that no column takes; trying again would hold up all the others for ever."""
 
 
 class Recorder:
@@ -29,7 +39,7 @@ class Recorder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
-        """Records given up because the database was away for too long, since start."""
+        """Records given up since start: the database was away for too long, or would never take them."""
 
     def note(self, job: InteractiveJob) -> None:
         self._changed[job.id] = job
@@ -83,13 +93,12 @@ class Recorder:
     async def _write_batch(self) -> bool:
         ids = list(self._changed)[:_BATCH]
         batch = [self._changed.pop(i) for i in ids]
-        records = [job.record() for job in batch]
-        jobs = [job for job, _ in records]
-        attempts = [attempt for _, made in records for attempt in made]
         self._writing.update(ids)
-        spent = {(job.id, t.number): t.spent for job in batch for t in job.tries if t.outcome}
         try:
-            await self._in_thread(lambda: _write(jobs, attempts, spent))
+            try:
+                await self._write(batch)
+            except _UNFIT:
+                await self._write_singly(batch)
         except (DatabaseError, InterfaceError) as e:
             log.warning(
                 "ledger unavailable error=%s behind=%d", type(e).__name__, len(self._changed) + len(batch)
@@ -104,6 +113,24 @@ class Recorder:
         finally:
             self._writing.difference_update(ids)
         return True
+
+    async def _write(self, batch: Sequence[InteractiveJob]) -> None:
+        jobs, attempts = [], []
+        for job in batch:
+            row, made = job.record()
+            jobs.append(row)
+            attempts += made
+        spent = {(job.id, t.number): t.spent for job in batch for t in job.tries if t.outcome}
+        await self._in_thread(lambda: _write(jobs, attempts, spent))
+
+    async def _write_singly(self, batch: Sequence[InteractiveJob]) -> None:
+        """Something in the batch can never be written: all but that is."""
+        for job in batch:
+            try:
+                await self._write([job])
+            except _UNFIT as e:
+                log.error("record dropped job=%s error=%s", job.id, type(e).__name__)
+                self.dropped += 1
 
     async def _in_thread(self, call: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -1,12 +1,19 @@
 """Rows of the ledger as the recorder writes them: the columns that a web process knows, without the weight
-of Django's models, of which a busy process would make a thousand a second. Named as the models' columns are.
+of Django's models, of which a busy process would make a thousand a second. Named as the models' columns
+are; times in UTC.
 """
 
 from __future__ import annotations
 
 import datetime
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+
+from jobs.models import JobState
+
+if TYPE_CHECKING:
+    from jobs.interactive import InteractiveJob
 
 
 class JobRow(Struct):
@@ -47,3 +54,63 @@ class AttemptRow(Struct):
     claimed_at: datetime.datetime
     placed_at: datetime.datetime | None
     finished_at: datetime.datetime | None
+
+
+def of(job: InteractiveJob) -> tuple[JobRow, list[AttemptRow]]:
+    """The rows of a job and its attempts as they should now be in the ledger."""
+    # In the order of their fields: by name, msgspec takes six times as long to make a row of so many.
+    request, node, placed_at, attempts = job.request, None, None, []
+    for t in job.tries:
+        at = _moment(t.placed_at)
+        if t.node:
+            node, placed_at = t.node, at
+        attempts.append(
+            AttemptRow(
+                job.id,
+                t.number,
+                t.node or None,
+                t.lease.hex(),
+                t.outcome,
+                _storable(t.reason),
+                _at(t.claimed_at, datetime.UTC),
+                at,
+                _moment(t.finished_at),
+            )
+        )
+    row = JobRow(
+        job.id,
+        _NAMES[job.state],
+        job.version,
+        request.path,
+        request.model,
+        request.stream,
+        request.priority,
+        request.key,
+        node,
+        job.web,
+        job.attempt,
+        _storable(job.why[:300]),
+        _at(job.created_at, datetime.UTC),
+        placed_at,
+        _moment(job.first_byte_at),
+        _moment(job.finished_at),
+        job.prompt_tokens,
+        job.completion_tokens,
+        job.http_status,
+        job.error_code,
+        _storable(job.error_message[:500]),
+    )
+    return row, attempts
+
+
+_at: Final = datetime.datetime.fromtimestamp
+_NAMES: Final = {state: state.value for state in JobState}  # `value` asks a descriptor each time
+
+
+def _moment(seconds: float) -> datetime.datetime | None:
+    return _at(seconds, datetime.UTC) if seconds else None
+
+
+def _storable(text: str) -> str:
+    """Words that may be a node's: PostgreSQL takes every character but NUL, and would refuse the batch."""
+    return text.replace("\0", "\ufffd") if text else text

@@ -24,7 +24,7 @@ from rq.job import Job as Task
 from rq.job import JobStatus
 
 from gputorrent.redis import blocking
-from jobs import asynchronous, files, pruning, retention, sweeping
+from jobs import asynchronous, files, lull, pruning, retention, sweeping
 from jobs import batches as batch_turns
 from nodes import registry, samples
 from nodes.backoffice import logins
@@ -79,7 +79,8 @@ def enqueue_periodic() -> None:
     ):
         name = task.__name__
         # A little less, so that the next tick of the same clock is not just too early.
-        if blocking().set(f"gt:due:{name}", "1", nx=True, px=max(1, int(seconds * 900))):
+        due = blocking().set(f"gt:due:{name}", "1", nx=True, px=max(1, int(seconds * 900)))
+        if due and not (task is batches and lull.known()):
             _once("maintenance", name, task)
 
 
@@ -176,6 +177,8 @@ def tidy() -> dict[str, int]:
 
 def batches() -> dict[str, int]:
     """Send on lines of the open batches, and take in their answers."""
+    if lull.found():
+        return {"sent": 0, "answered": 0, "ended": 0}
     return _said("batches", async_to_sync(batch_turns.turn)())
 
 

@@ -30,7 +30,7 @@ def count(at: int, requests: int, *, errors: int = 0, tokens: int = 0, ttft: flo
     counts.add(metrics.REQUESTS, "/v1/completions", "m", "whole", "engine_error", by=errors)
     counts.add(metrics.COMPLETION_TOKENS, "m", by=tokens)
     for _ in range(requests):
-        counts.observe(metrics.FIRST_TOKEN, ttft, "m", "whole")
+        counts.observe(metrics.times(metrics.FIRST_TOKEN, "m", "whole"), ttft)
     flat = metrics.arguments(counts.pending)
     blocking().hset(f"{metrics.RECENT}{at // 5}", mapping=dict(zip(flat[::2], flat[1::2], strict=True)))
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from api import usage
 from api.authentication import new_key, revoke
 from api.models import ApiKey, Usage
-from jobs import batches, files, tasks
+from jobs import batches, files, lull, tasks
 from jobs.lifecycle import Move, move
 from jobs.models import Batch, BatchLine, BatchStatus, FileChunk, Job, JobState, StoredFile
 from tests.jobs.deferred import a_node, ago, inbox, queued, report, route
@@ -439,3 +440,43 @@ def test_the_clock_asks_for_a_turn(wire):
     tasks.enqueue_periodic()
     assert wire.exists("rq:job:batches")
     assert tasks.batches() == {"sent": 0, "answered": 0, "ended": 0}
+
+
+def test_while_there_is_no_batch_the_clock_asks_seldom_and_at_once_when_there_is_one(wire, key, settings):
+    def asked() -> bool:
+        wire.delete("gt:due:batches", "rq:job:batches", "rq:queue:maintenance")
+        tasks.enqueue_periodic()
+        return bool(wire.exists("rq:job:batches"))
+
+    assert asked()
+    tasks.batches()
+    assert not asked()
+    assert 0 < wire.pttl("gt:batches:lull") <= settings.SWEEP_SECONDS * 1000
+    batches.create(key.pk, stored(key, line("a")).id, TEXT, {})
+    assert asked()
+    tasks.batches()
+    assert asked()  # it is open
+
+
+def test_a_batch_that_is_made_while_a_turn_looks_is_not_forgotten(wire, key, monkeypatch):
+    file = stored(key, line("a"))
+    looked = QuerySet.exists
+
+    def late(rows):
+        found = looked(rows)
+        batches.create(key.pk, file.id, TEXT, {})
+        return found
+
+    monkeypatch.setattr(QuerySet, "exists", late)
+    assert lull.found()
+    assert not lull.known()
+
+
+def test_a_batch_is_made_though_redis_is_away(wire, key):
+    file = stored(key, line("a"))
+    wire.execute_command("ACL", "SETUSER", "default", "-del")
+    try:
+        batch = batches.create(key.pk, file.id, TEXT, {})
+    finally:
+        wire.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert Batch.objects.get() == batch

@@ -107,7 +107,7 @@ async def test_what_another_counts_is_taken_over_once(pipe):
 async def test_times_fall_into_buckets_and_keep_their_sum(pipe):
     counts = Metrics(pipe, "one")
     for seconds in (-1.0, 0.005, 0.0051, 2.0, 1e6):
-        counts.observe(FIRST_TOKEN, seconds, "m", "stream")
+        counts.observe(metrics.times(FIRST_TOKEN, "m", "stream"), seconds)
     await counts.flush()
     found = histograms(await metrics.totals(pipe), FIRST_TOKEN)
     histogram = found["m", "stream"]

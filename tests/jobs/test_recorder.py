@@ -15,6 +15,7 @@ from jobs.models import Attempt, Job, JobState
 from jobs.recorder import Recorder
 from tests.jobs.desk import request
 from tests.tables import rename
+from worker_agent.contract import Failed, Outcome
 
 
 def job() -> InteractiveJob:
@@ -110,3 +111,27 @@ async def test_more_than_one_batch(recorder):
     await recorder.flush()
     assert recorder.behind == 0
     assert await Job.objects.acount() == 1500
+
+
+async def test_one_record_that_no_database_takes_costs_only_itself(recorder, caplog):
+    jobs = [job() for _ in range(3)]
+    jobs[1].error_code = None  # a column that must have something
+    for each in jobs:
+        recorder.note(each)
+    await recorder.flush()
+    assert (recorder.behind, recorder.dropped) == (0, 1)
+    assert [await state(each) for each in jobs] == [JobState.PENDING, None, JobState.PENDING]
+    assert jobs[1].id in caplog.text
+
+
+async def test_words_of_a_node_are_written_whatever_is_in_them(recorder):
+    this = job()
+    this.on_placed("n1", 1)
+    this.why = "why\0"
+    this.on_reply(Failed(this.id, 1, this.lease, 0, Outcome.ENGINE_DIED, "a\0b"))
+    this.error_message = "it said: a\0b"
+    recorder.note(this)
+    await recorder.flush()
+    row, attempt = await Job.objects.aget(), await Attempt.objects.aget()
+    assert (row.why, row.error_message, attempt.reason) == ("why\ufffd", "it said: a\ufffdb", "a\ufffdb")
+    assert recorder.dropped == 0

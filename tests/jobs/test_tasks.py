@@ -15,6 +15,7 @@ from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 
 from jobs import asynchronous, tasks
+from jobs.management.commands import jobworker
 from jobs.models import Job, JobState
 from nodes.models import Node, NodeState
 from tests.jobs.desk import request
@@ -212,3 +213,18 @@ def test_redis_away_leaves_the_job_to_the_sweep(wire):
         wire.execute_command("ACL", "SETUSER", "default", "+@all")
     assert Job.objects.get(pk=job.pk).state == JobState.PENDING
     assert stored(wire, "routing") == []
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+def test_the_worker_lets_those_first_who_are_waited_for(monkeypatch, permitted):
+    done = []
+
+    def nice(by):
+        done.append(by)
+        if not permitted:
+            raise PermissionError
+
+    monkeypatch.setattr(os, "nice", nice)
+    monkeypatch.setattr(jobworker.Service, "run", lambda service: done.append("run"))
+    call_command("jobworker")
+    assert done == [5, "run"]

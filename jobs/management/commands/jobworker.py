@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import threading
 import time
 from types import FrameType
@@ -27,6 +29,7 @@ log = logging.getLogger("jobs.jobworker")
 _TICK_SECONDS = 1.0
 _ALIVE_SECONDS = 10
 _PAUSE_SECONDS = 1.0
+_NICE = 5
 
 
 class TidyWorker(SimpleWorker):
@@ -86,7 +89,15 @@ class Command(BaseCommand):
             worker.say_alive()
             worker.work(burst=True, logging_level="WARNING")
         else:
+            _let_others_first()
             Service().run()
+
+
+def _let_others_first() -> None:
+    """Nobody waits for a sweep or a batch as for an answer: where the processor is short, the web process and
+    Redis are to have it. Threads that are started later are as this one."""
+    with contextlib.suppress(OSError):  # not permitted; then it is as before
+        os.nice(_NICE)
 
 
 class Service:
