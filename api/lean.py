@@ -21,6 +21,7 @@ from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from api.schemas import SCHEMAS
 from gputorrent import background
+from jobs.outflow import Sink
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ class Out(Protocol):
     async def begin(self, status: int, headers: Headers) -> None: ...
     def part(self, data: bytes) -> Awaitable[None]: ...
     async def end(self) -> None: ...
+
+    @property
+    def passes(self) -> Sink | None:
+        """Writes a part without waiting, where there is room."""
 
 
 class Asked(Out, Protocol):
@@ -172,6 +177,8 @@ class _Leaving:
 class _Messages:
     """An answer as the messages of ASGI."""
 
+    passes = None
+
     def __init__(self, send: Send) -> None:
         self._send = send
 
@@ -201,6 +208,8 @@ async def _answer(
         return
     try:
         await out.begin(answer.status, answer.headers)
+        if answer.job is not None:
+            answer.job.sink = out.passes
         async for part in answer.parts:
             await out.part(part)
     finally:

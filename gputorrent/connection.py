@@ -168,9 +168,12 @@ class Exchange:
         "_caller",
         "_connection",
         "_door",
+        "_flow",
+        "_held",
         "_runs",
         "_task",
         "_trace",
+        "_transport",
         "headers",
         "keep_alive",
         "left",
@@ -181,6 +184,7 @@ class Exchange:
 
     def __init__(self, connection: Connection, url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self._connection = connection
+        self._transport, self._flow = connection.transport, connection.flow
         self._trace = tracing.of(headers)
         self.path = url.decode("ascii")
         self.headers: Mapping[bytes, bytes] = dict(headers)
@@ -191,6 +195,7 @@ class Exchange:
         self.left = False
         """The caller closed the connection before the end of the answer."""
         self._begun = False
+        self._held = b""
         self._body: bytes | bytearray = b""
         self._door: Door
         self._caller: Any = None
@@ -249,7 +254,8 @@ class Exchange:
                 self.refuse(500, [(b"content-type", b"text/plain")], b"Internal Server Error")
         finally:
             if not self.response_complete:
-                self._connection.transport.close()
+                self._release()
+                self._transport.close()
             self._over()
 
     def _over(self) -> None:
@@ -275,25 +281,29 @@ class Exchange:
     async def begin(self, status: int, headers: Headers) -> None:
         """An answer that comes in parts."""
         await self._room()
-        self._write(self._head(status, headers, (b"transfer-encoding", b"chunked")))
+        self._hold(self._head(status, headers, (b"transfer-encoding", b"chunked")))
 
     async def part(self, data: bytes) -> None:
         """The next of it, once there is room for it."""
         await self._room()
-        self.passes(data)
+        if data:  # a chunk without any would be the last
+            self._hold(b"%x\r\n%b\r\n" % (len(data), data))
 
     def passes(self, data: bytes) -> bool:
-        """The next of it, if there is room for it now."""
-        if self._connection.flow.write_paused:
+        """The next of it, if there is room for it now. Every token of a stream comes here."""
+        if self._flow.write_paused:
             return False
-        if data:  # a chunk without any would be the last
-            self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        if self._held:
+            self._release()
+        if data and not self.left:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
     async def end(self) -> None:
         """All parts have been given."""
         await self._room()
-        self._write(b"0\r\n\r\n")
+        self._write(self._held + b"0\r\n\r\n")
+        self._held = b""
         self._complete()
 
     # -- inside --------------------------------------------------------------------------------------
@@ -314,13 +324,24 @@ class Exchange:
         return head
 
     async def _room(self) -> None:
-        flow = self._connection.flow
-        if flow.write_paused:
-            await flow.drain()
+        if self._flow.write_paused:
+            await self._flow.drain()
+
+    def _hold(self, data: bytes) -> None:
+        """To be written in this turn of the loop, with what is given in the same: a head has its first part
+        behind it, a last part the end. Each write is a call of the kernel, and wakes the client."""
+        if not self._held:
+            self._connection.loop.call_soon(self._release)
+        self._held += data
+
+    def _release(self) -> None:
+        held, self._held = self._held, b""
+        if held:
+            self._write(held)
 
     def _write(self, data: bytes) -> None:
         if not self.left:
-            self._connection.transport.write(data)
+            self._transport.write(data)
 
     def _complete(self) -> None:
         if self.left:
@@ -329,5 +350,5 @@ class Exchange:
         self.response_complete = True
         connection.running = None
         if not self.keep_alive:
-            connection.transport.close()
+            self._transport.close()
         connection.on_response_complete()
