@@ -30,12 +30,15 @@ SSE: Headers = [
 
 @dataclass(slots=True)
 class Answer:
-    """`body` is whole, or `parts` yields it. A door calls `close` when it is done, however it ends."""
+    """`body` is whole, or `parts` yields it. A door calls `close` when it is done, however it ends. One that
+    can write without waiting may give `job` a sink before it asks for the first part: most of the others go
+    there, in their order among those that are yielded."""
 
     status: int
     headers: Headers
     body: bytes = b""
     parts: AsyncGenerator[bytes, None] | None = None
+    job: InteractiveJob | None = None
     on_close: Callable[[], None] | None = None
 
     async def close(self) -> None:
@@ -119,7 +122,7 @@ async def _submit(dispatcher: Dispatcher, request: Request, permit: Permit | Non
 def _stream(
     gateway: Gateway, job: InteractiveJob, parts: AsyncGenerator[bytes, None], limits: Headers
 ) -> Answer:
-    return Answer(200, SSE + limits, parts=parts, on_close=lambda: gateway.dispatcher.abandon(job))
+    return Answer(200, SSE + limits, parts=parts, job=job, on_close=lambda: gateway.dispatcher.abandon(job))
 
 
 def must_be_json(headers: Mapping[bytes, bytes]) -> None:

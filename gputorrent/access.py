@@ -1,5 +1,6 @@
 """The outermost layer of HTTP and of WebSockets: every request gets its id, every answer the header with it,
-the log a line (of a WebSocket when it has closed).
+the log a line (of a WebSocket when it has closed). What goes past ASGI (`gputorrent.connection`) asks for its
+line by `over`.
 
 The line has no query string, no body and no key, only the key's name. GPUTORRENT_ACCESS_LOG chooses: ``all``,
 ``off``, or ``some``, which leaves out what goes well and is known otherwise: completions (the ledger has
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from django.conf import settings
@@ -39,7 +40,7 @@ class Traced:
 
     def __init__(self, app: App, strangers: Sparing | None = None) -> None:
         self._app = app
-        self._strangers = strangers or Sparing(_STRANGERS_PER_SECOND)
+        self._strangers = strangers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace = tracing.begin(scope["headers"])
@@ -52,10 +53,7 @@ class Traced:
         try:
             await self._app(scope, receive, stamped)
         finally:
-            if _wanted(scope["path"], trace):
-                spares = trace.status == _STRANGER and settings.ACCESS_LOG == "some"
-                if not spares or self._strangers.wanted():
-                    _note(scope, trace, self._strangers.told() if spares else 0)
+            over(scope, trace, self._strangers)
 
 
 class Sparing:
@@ -81,6 +79,10 @@ class Sparing:
         """How many were left out; they are told now."""
         left_out, self.left_out = self.left_out, 0
         return left_out
+
+
+_strangers = Sparing(_STRANGERS_PER_SECOND)
+"""Those of one process, by whichever way they come."""
 
 
 class TracedSocket:
@@ -117,6 +119,16 @@ class TracedSocket:
                 _note({**scope, "method": "WEBSOCKET"}, trace, closed=closed or _ABNORMAL)
 
 
+def over(scope: Mapping[str, Any], trace: Trace, strangers: Sparing | None = None) -> None:
+    """An HTTP request is over: its line, if it is to have one. Of the scope its `method` and `path` are read,
+    and `raw_path`."""
+    if _wanted(scope["path"], trace):
+        strangers = strangers or _strangers
+        spares = trace.status == _STRANGER and settings.ACCESS_LOG == "some"
+        if not spares or strangers.wanted():
+            _note(scope, trace, strangers.told() if spares else 0)
+
+
 def _wanted(path: str, trace: Trace) -> bool:
     if settings.ACCESS_LOG != "some":
         return bool(settings.ACCESS_LOG == "all")
@@ -125,7 +137,7 @@ def _wanted(path: str, trace: Trace) -> bool:
     return not trace.job and not path.startswith(_KNOWN_OTHERWISE)
 
 
-def _note(scope: Scope, trace: Trace, unlogged: int = 0, *, closed: int = 0) -> None:
+def _note(scope: Mapping[str, Any], trace: Trace, unlogged: int = 0, *, closed: int = 0) -> None:
     path = scope.get("raw_path") or scope["path"].encode()
     fields = {
         "method": scope["method"],

@@ -1,7 +1,8 @@
 """The ASGI application: what a web process serves, and what it starts and stops.
 
 lifespan   the gateway (dispatcher, watch, keys)
-http       completions by the lean door; everything else by Django; static files in front
+http       completions by the lean door, most of them past ASGI (`gputorrent.connection`); everything else by
+           Django; static files in front
 websocket  `/ws/jobs/{id}` by its own door; everything else by Channels, for sessions of this site
 """
 
@@ -27,7 +28,7 @@ from django.urls import re_path  # noqa: E402
 
 from api import gateway, job_socket, lean, staff  # noqa: E402
 from dashboard import hub  # noqa: E402
-from gputorrent import structs  # noqa: E402
+from gputorrent import connection, structs  # noqa: E402
 from gputorrent.access import Traced, TracedSocket  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
 from gputorrent.urls import websocket_urlpatterns  # noqa: E402
@@ -88,6 +89,8 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         return
     scope["state"][gateway.STATE] = here
     scope["state"][dispatch.STATE] = here.dispatcher
+    door: connection.Door = lean.Door(here)
+    scope["state"][connection.DOOR] = door
     dashboard = scope["state"][hub.STATE] = hub.Hub(here.dispatcher)
     await send({"type": "lifespan.startup.complete"})
     await receive()

@@ -145,10 +145,7 @@ class Stack:
     def start_web(self) -> None:
         """Start the web processes and wait until they say that they are ready. Raises Failure."""
         place = self.place
-        command = [sys.executable, "-m", "uvicorn", "gputorrent.asgi:application"]
-        command += ["--host", place.host, "--port", str(place.port), "--workers", str(place.web_processes)]
-        command += ["--lifespan", "on", "--no-access-log", "--no-server-header"]
-        command += ["--timeout-graceful-shutdown", "30", "--backlog", "4096"]
+        command = web_command(place.host, place.port, place.web_processes)
         self.family.start(self._child("web", command, grace=35.0))
         self.family.wait(self._ready, _READY_SECONDS, "the start of the web process")
 
@@ -187,6 +184,15 @@ class Stack:
             return get(f"{self.place.local_url}/readyz").status_code == 200
         except httpx.HTTPError:
             return False
+
+
+def web_command(host: str, port: int, processes: int = 1) -> list[str]:
+    """What starts the web processes of a coordinator."""
+    command = [sys.executable, "-m", "uvicorn", "gputorrent.asgi:application"]
+    command += ["--http", "gputorrent.connection:Connection"]
+    command += ["--host", host, "--port", str(port), "--workers", str(processes)]
+    command += ["--lifespan", "on", "--no-access-log", "--no-server-header"]
+    return [*command, "--timeout-graceful-shutdown", "30", "--backlog", "4096"]
 
 
 def get(url: str, key: str = "") -> httpx.Response:

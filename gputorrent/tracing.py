@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 from uuid import uuid4
@@ -38,11 +39,15 @@ class Trace:
 
     def stamp(self, message: MutableMapping[str, Any]) -> None:
         """Put the ids among the headers of a response that begins."""
-        self.status = message["status"]
+        message["headers"] = [*message.get("headers", ()), *self.began(message["status"])]
+
+    def began(self, status: int) -> list[tuple[bytes, bytes]]:
+        """A response begins with this status: the headers with the ids that belong to it."""
+        self.status = status
         ids = [(HEADER, self.id.encode())]
         if self.job:
             ids.append((JOB_HEADER, self.job.encode()))
-        message["headers"] = [*message.get("headers", ()), *ids]
+        return ids
 
 
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
@@ -50,10 +55,32 @@ _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
 def begin(headers: Iterable[tuple[bytes, bytes]]) -> Trace:
     """The trace of a request that has just come, from now on found by `current`."""
-    given = next((value for name, value in headers if name == HEADER), b"")
-    trace = Trace(given.decode("ascii") if _WELL_FORMED.fullmatch(given) else "")
-    _current.set(trace)
+    trace = of(headers)
+    enter(trace)
     return trace
+
+
+def of(headers: Iterable[tuple[bytes, bytes]]) -> Trace:
+    """The trace of a request that has just come."""
+    for name, value in headers:
+        if name == HEADER:
+            return Trace(value.decode("ascii") if _WELL_FORMED.fullmatch(value) else "")
+    return Trace()
+
+
+def enter(trace: Trace) -> None:
+    """From now on this task works for that request."""
+    _current.set(trace)
+
+
+@contextmanager
+def within(trace: Trace) -> Iterator[None]:
+    """What is done in here is done for that request: for callbacks of a server, which are in no task."""
+    before = _current.set(trace)
+    try:
+        yield
+    finally:
+        _current.reset(before)
 
 
 def current() -> Trace:

@@ -142,15 +142,15 @@ class Dispatcher:
         """The first chunk if it is given, and what comes after it, to the end. Where that breaks off: what
         `told` makes of the error and the number of events before it, or without `told` the error.
 
-        Closing the iterator early is the caller leaving. Every token passes here, so no generator stands
-        around this one.
+        Closing the iterator early is the caller leaving. What the job's sink takes does not come by here
+        (see `jobs.outflow`): whoever sets one has written all that came before he asks for the next.
         """
         seen = first.count(b"\n\n")
         try:
             if first:
                 yield first
             while True:
-                event = await job.next()
+                event = await job.next(flowing=True)
                 if isinstance(event, Chunk):
                     seen += event.data.count(b"\n\n")
                     yield event.data
@@ -166,7 +166,7 @@ class Dispatcher:
         except JobError as e:
             if told is None:
                 raise
-            yield told(e, seen)
+            yield told(e, seen + job.passed)
         finally:
             if not job.ended:
                 self.abandon(job)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,9 +11,9 @@ from typing import Any, Final
 from gputorrent import entropy
 from jobs import accounting, lifecycle, rows
 from jobs.accounting import NOTHING, Spent
-from jobs.errors import JobError
 from jobs.lifecycle import Move
 from jobs.models import TERMINAL, JobState
+from jobs.outflow import Lost, Outflow
 from jobs.prompt import NO_PREFIX, Prefix
 from jobs.rows import AttemptRow, JobRow
 from jobs.tail import Tail
@@ -28,17 +27,6 @@ SLOW_CLIENT: Final = "slow_client"
 UNSERVABLE: Final = "unservable"
 LOAD_TIMEOUT: Final = "load_timeout"
 
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The coordinator's own finding that an attempt, or the wait for one, is over."""
-
-    outcome: str
-    message: str
-    error: Exception | None = None  # what the caller is to be told, where that is already known
-
-
-Event = Chunk | Done | Failed | Lost
 
 Over = Callable[["InteractiveJob"], asyncio.Future[Any]]
 """Done once when nothing more is awaited of a job, from its caller or from its node."""
@@ -106,8 +94,8 @@ class _Try:
 
 
 @dataclass(slots=True, eq=False)
-class InteractiveJob:
-    """Events come in by the `on_` methods (from the mailbox and the watch), and out by `next`."""
+class InteractiveJob(Outflow):
+    """Events come in by the `on_` methods (from the mailbox and the watch), and out by `next` (see there)."""
 
     id: str
     request: Request
@@ -131,7 +119,6 @@ class InteractiveJob:
     placed_since: float = 0.0
     heard_at: float = 0.0
     left_at: float = 0.0  # the caller has gone, or was sent away; only the end of the attempt is awaited
-    stopped: JobError | None = None  # what a caller who was sent away is told
     cancel_sent: bool = False
     leaving: bool = False  # a step to take it off the board is under way
     leave_tries: int = 0
@@ -140,11 +127,8 @@ class InteractiveJob:
     attempt: int = 0
     lease: bytes = b""
     next_seq: int = 0
-    _events: deque[Event] = field(default_factory=deque)
     over: Over | None = None
     tail: Tail | None = None  # for those who watch
-    _buffered: int = 0
-    _waiter: asyncio.Future[None] | None = None
 
     # -- attempts ------------------------------------------------------------------------------------
 
@@ -228,6 +212,9 @@ class InteractiveJob:
         self.move(Move.PLACE)
 
     def on_reply(self, reply: Reply) -> None:
+        if reply.__class__ is Chunk:
+            self._on_chunk(reply)
+            return
         self.heard_at = time.monotonic()
         this = self.current
         if isinstance(reply, Failed):
@@ -240,28 +227,38 @@ class InteractiveJob:
                 self.prompt_tokens = this.spent.prompt_tokens
                 self.completion_tokens = this.spent.completion_tokens
             self.attempt_over("done" if reply.status < 400 else "rejected")
-        elif not this.outcome:
-            this.streamed += reply.data.count(b"\n\n")
-        if not self.first_byte_at and not isinstance(reply, Failed):
-            self.first_byte_at = time.time()
-            if isinstance(reply, Done) and reply.first_token_ms:
-                # A whole answer comes at the end, but the node saw its first token long before.
-                self.first_byte_at -= max(0.0, reply.total_ms - reply.first_token_ms) / 1000
+            if not self.first_byte_at:
+                self.first_byte_at = time.time()
+                if reply.first_token_ms:
+                    # A whole answer comes at the end, but the node saw its first token long before.
+                    self.first_byte_at -= max(0.0, reply.total_ms - reply.first_token_ms) / 1000
         if self.left_at:
             return
-        if isinstance(reply, Chunk):
-            if self.current.outcome:
-                return  # the attempt was given up
-            self._buffered += len(reply.data)
-            if self._buffered > self.buffer_bytes:
-                self.give_up(Lost(SLOW_CLIENT, "the caller reads more slowly than the model writes"))
-                return
-            if self.tail is not None:
-                self.tail.add(reply.data)
-        elif isinstance(reply, Done) and self._ends_a_stream(reply):
+        if isinstance(reply, Done) and self._ends_a_stream(reply):
             assert self.tail is not None
             self.tail.add(reply.body)
         self._put(reply)
+
+    def _on_chunk(self, chunk: Chunk) -> None:
+        """Every token of every stream comes here."""
+        self.heard_at = time.monotonic()
+        if not self.first_byte_at:
+            self.first_byte_at = time.time()
+        this, data = self.tries[-1], chunk.data
+        if this.outcome:
+            return  # the attempt was given up
+        events = data.count(b"\n\n")
+        this.streamed += events
+        if self.left_at:
+            return
+        if not self._goes_at_once(data, events):
+            self._buffered += len(data)
+            if self._buffered > self.buffer_bytes:
+                self.give_up(Lost(SLOW_CLIENT, "the caller reads more slowly than the model writes"))
+                return
+            self._put(chunk)
+        if self.tail is not None:
+            self.tail.add(data)
 
     def _ends_a_stream(self, done: Done) -> bool:
         watchable = self.tail is not None and self.request.stream
@@ -276,48 +273,6 @@ class InteractiveJob:
             self.current.given_up = True
         self.attempt_over(lost.outcome, lost.message)
         self._put(lost)
-
-    def stop(self, error: JobError) -> None:
-        """Send the caller away: after the chunks that have gathered, `next` raises `error`."""
-        self.stopped = error
-        self._wake()
-
-    def _put(self, event: Event) -> None:
-        self._events.append(event)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # -- events out ----------------------------------------------------------------------------------
-
-    async def next(self) -> Event:
-        """The next event of the live attempt; chunks that gathered meanwhile come as one. Raises what the
-        job was stopped with."""
-        while not self._events:
-            if self.stopped:
-                raise self.stopped
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        event = self._events.popleft()
-        if not isinstance(event, Chunk):
-            if self.stopped:
-                raise self.stopped
-            return event
-        self._buffered -= len(event.data)
-        if not self._events or not isinstance(self._events[0], Chunk):
-            return event
-        parts = [event.data]
-        while self._events and isinstance(self._events[0], Chunk):
-            more = self._events.popleft()
-            assert isinstance(more, Chunk)
-            self._buffered -= len(more.data)
-            parts.append(more.data)
-        return Chunk(event.job, event.attempt, event.lease, event.seq, b"".join(parts))
 
     # -- record --------------------------------------------------------------------------------------
 

@@ -186,20 +186,14 @@ class Mailbox:
                     self._take_asked(what, fields[what].decode("ascii", "replace"), take)
 
     def _hand_over(self, reply: Chunk | Done | Failed) -> None:
-        job = self._jobs.get(reply.job)
-        if (
-            job is None
-            or job.attempt != reply.attempt
-            or job.lease != reply.lease
-            or reply.seq < job.next_seq
-        ):
+        job, seq = self._jobs.get(reply.job), reply.seq
+        if job is None or job.attempt != reply.attempt or job.lease != reply.lease or seq < job.next_seq:
             self.stale += 1
-            return
-        if reply.seq > job.next_seq:
+        elif seq > job.next_seq:
             job.on_gap()
-            return
-        job.next_seq += 1
-        job.on_reply(reply)
+        else:
+            job.next_seq = seq + 1
+            job.on_reply(reply)
 
     def _take_placed(self, text: str) -> None:
         # Written by the board ("<job>:<attempt> <lease> <node>"). A node could append such an entry too,

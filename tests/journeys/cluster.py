@@ -19,6 +19,7 @@ import psutil
 from gputorrent import ports
 from gputorrent.children import Child
 from gputorrent.embedded import RedisServer
+from gputorrent.stack import web_command
 from tests.fake_vllm import write_wrapper
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -108,8 +109,8 @@ class Cluster:
 
     def start_web(self, port: int | None = None) -> Child:
         port = port or self.port
-        command = [sys.executable, "-m", "uvicorn", "gputorrent.asgi:application", "--host", "127.0.0.1"]
-        web = self.start("web", [*command, "--port", str(port), "--log-level", "warning"])
+        command = web_command("127.0.0.1", port)
+        web = self.start("web", [*command, "--log-level", "warning"])
         self.web.append(web)
         self.until(lambda: self.ready(port), "web is ready", 30, web)
         return web
