@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test unit test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet
+.PHONY: help demo smoke up test unit test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-door bench-fleet
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -106,6 +106,10 @@ bench-admin: ## how long the admin's lists take with 100,000 jobs
 bench-routing: ## what placing a request costs with up to 1,000 nodes
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.routing $(ARGS)
+
+bench-door: ## what a completion costs the web process before anything waits, part by part
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.door $(ARGS)
 
 bench-fleet: ## what 1,000 idle nodes cost the coordinator (minutes)
 	$(DEV_ENV)
