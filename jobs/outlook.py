@@ -10,8 +10,7 @@ import logging
 import time
 from collections.abc import Collection, Iterable
 
-from django.conf import settings
-
+from gputorrent.chosen import settings
 from gputorrent.redis import Pipe
 from jobs import breaker, poison, routing
 from jobs.affinity import Affinity
