@@ -7,7 +7,6 @@ wrong key costs no more than a right one.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import logging
 import time
@@ -71,7 +70,7 @@ class Caller(Struct, frozen=True):
         """The request with the key's rights in it. Raises `ApiError` 404 for a model it may not use."""
         if not self.may_use(request.model):
             raise no_such_model(request.model)
-        return request if self.nodes is None else dataclasses.replace(request, only=self.nodes)
+        return request if self.nodes is None else structs.replace(request, only=self.nodes)
 
 
 def new_key(name: str, *, expires_in_seconds: float | None = None, **options: Any) -> tuple[ApiKey, str]:

@@ -5,12 +5,10 @@ the engine gets the caller's own bytes wherever nothing had to be changed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from django.conf import settings
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from api import chat, responses, sampling, text, tokens, validation
 from api.chat import ChatCompletion
@@ -20,6 +18,7 @@ from api.sampling import Sampling, StreamOptions
 from api.text import Completion, Embedding
 from api.tokens import Detokenize, Tokenize
 from api.validation import converted
+from gputorrent.chosen import settings
 from jobs import prompt
 from jobs.interactive import Request, tenant_of
 from jobs.prompt import NO_PREFIX
@@ -187,7 +186,7 @@ def _response(
         prefix = prompt.of_cache_key(request.tenant, wanted.model, wanted.prompt_cache_key)
     else:
         prefix = prompt.of_chat(request.tenant, wanted.model, turns)
-    return replace(request, prefix=prefix)
+    return structs.replace(request, prefix=prefix)
 
 
 def _prefix(wanted: Sampling, fields: dict[str, Any], tenant: str) -> prompt.Prefix:

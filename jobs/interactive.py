@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from msgspec import Struct
+
 from jobs import accounting, lifecycle
 from jobs.accounting import NOTHING, Spent
 from jobs.errors import JobError
@@ -60,8 +62,7 @@ def tenant_of(key: int | None) -> str:
     return str(key or 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True, gc=False):
     """What a caller wants, checked: `body` is what the engine gets, byte for byte."""
 
     path: str

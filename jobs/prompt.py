@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from worker_agent.contract import RESPONSES
 
@@ -34,8 +34,7 @@ _CONTENTS: Final = ("content", "output", "arguments", "input", "summary")
 """Where the items of a response have what the model reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(Struct, frozen=True, gc=False):
     """The names of a prompt's beginnings: `look` them up in this order, and `keep` those for the next one."""
 
     look: tuple[bytes, ...] = ()
