@@ -84,7 +84,8 @@ class Outlook:
 
     def check_held_off(self, request: Request) -> None:
         """Raises `HeldOff` for a request that has brought down several engines."""
-        poison.check(self.strikes, request.tenant, request.model, request.body, time.monotonic())
+        if self.strikes:
+            poison.check(self.strikes, request.tenant, request.model, request.body, time.monotonic())
 
     # -- what this process has done since the last refresh -------------------------------------------
 
