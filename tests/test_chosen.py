@@ -10,6 +10,7 @@ from gputorrent.chosen import settings as chosen
 
 
 def test_a_setting_that_changes_is_seen_and_so_is_its_return(settings):
+    assert chosen.ANSWER_TOKENS_ASSUMED == django_settings.ANSWER_TOKENS_ASSUMED > 3
     settings.ANSWER_TOKENS_ASSUMED = 1
     assert chosen.ANSWER_TOKENS_ASSUMED == 1
     with override_settings(ANSWER_TOKENS_ASSUMED=2):

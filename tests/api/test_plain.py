@@ -107,6 +107,16 @@ def test_nothing_in_a_plain_form_has_a_shape_of_the_callers(form):
     assert depth(inspect.type_info(form)) < schemas.DEEPEST
 
 
+@pytest.mark.parametrize(
+    "value", [rb'"\ud800"', b'"\xff"', b"1e999", b"[" * 70 + b"]" * 70, b'{"a":1,"a":NaN}']
+)
+@pytest.mark.parametrize("field", [b"extra", b"tool_calls", b"name"])
+def test_what_no_type_looks_at_is_looked_at_all_the_same(field, value):
+    body = b'{"model":"m","messages":[{"role":"user","content":"x","' + field + b'":' + value + b"}]}"
+    assert isinstance(said(CHAT, body), tuple)
+    assert said(CHAT, body) == careful(CHAT, body)
+
+
 # -- whatever comes --------------------------------------------------------------------------------------
 
 
