@@ -4,7 +4,7 @@
 #   PIP_*        pip's own settings decide where packages come from
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke up test unit test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet bench-recording
+.PHONY: help demo smoke up test unit test-vllm conformance browser lint format bench-affinity bench-batching bench-recovery chaos engine lock lock-clients lock-engine clean distclean bench bench-dashboard bench-flood bench-keys bench-admin bench-routing bench-fleet bench-recording bench-door
 
 PY := .venv/bin/python
 CHECKED := gputorrent nodes jobs api dashboard worker_agent tests $(wildcard benchmarks)
@@ -110,6 +110,10 @@ bench-routing: ## what placing a request costs with up to 1,000 nodes
 bench-recording: ## what a request costs after its answer: its record and its counts
 	$(DEV_ENV)
 	@exec $(PY) -m benchmarks.recording $(ARGS)
+
+bench-door: ## what a completion costs the web process before anything waits, part by part
+	$(DEV_ENV)
+	@exec $(PY) -m benchmarks.door $(ARGS)
 
 bench-fleet: ## what 1,000 idle nodes cost the coordinator (minutes)
 	$(DEV_ENV)

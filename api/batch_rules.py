@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Final
 
 from django.conf import settings
+from msgspec import structs
 
 from api import schemas, streaming, usage
 from api.authentication import Caller
@@ -26,7 +26,7 @@ def _check(path: str, body: bytes, key: int) -> Request:
         caller = _caller_of(key)
         if wanted.stream:
             raise invalid("A request in a batch cannot be streamed.", param="stream")
-        return dataclasses.replace(caller.authorise(wanted), priority=caller.priority)
+        return structs.replace(caller.authorise(wanted), priority=caller.priority)
     except ApiError as e:
         raise LineRefused(e.status, e.data()) from None
 

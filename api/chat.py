@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Protocol
 
-from django.conf import settings
 from msgspec import Meta, Struct
 
 from api import sampling
 from api.errors import ApiError, invalid
 from api.sampling import Alternatives, Metadata, Name, Sampling, ShortText, Tokens
+from gputorrent.chosen import settings
 
 # -- parts of a message ----------------------------------------------------------------------------------
 # They know their fields and take no others: an engine would look for a URL in any part that has a `uuid`.

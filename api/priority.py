@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Final
+
+from msgspec import structs
 
 from api.authentication import Caller
 from api.errors import invalid
@@ -30,4 +31,4 @@ def apply(request: Request, caller: Caller, header: str) -> Request:
                 param=HEADER,
             )
         priority = min(priority, asked)
-    return dataclasses.replace(request, priority=priority) if priority else request
+    return structs.replace(request, priority=priority) if priority else request

@@ -175,7 +175,7 @@ def check(wanted: Sampling) -> None:
         raise invalid("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     if wanted.prompt_logprobs and wanted.stream:
         raise invalid("'prompt_logprobs' is not available for a stream.", param="prompt_logprobs")
-    if wanted.stop_sequences not in (UNSET, None) and wanted.stop is not None:
+    if wanted.stop is not None and wanted.stop_sequences is not UNSET and wanted.stop_sequences is not None:
         raise invalid("Send 'stop' or 'stop_sequences', which mean the same.", param="stop_sequences")
     check_outputs(wanted.structured_outputs)
     check_salt(wanted.cache_salt)

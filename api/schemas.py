@@ -1,25 +1,28 @@
-"""What a client may send, checked before anything else happens. The body is decoded once, for the checks;
-the engine gets the caller's own bytes wherever nothing had to be changed.
+"""What a client may send, checked before anything else happens. The body is decoded for the checks alone; the
+engine gets the caller's own bytes wherever nothing had to be changed.
+
+Requests of a plain form are read by `api.plain`. What that does not take comes by the careful road: decoded
+into dicts and lists, where a name that stands twice is seen, and checked against the type then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from django.conf import settings
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
-from api import chat, responses, sampling, text, tokens, validation
+from api import chat, plain, responses, sampling, text, tokens, validation
 from api.chat import ChatCompletion
 from api.errors import ApiError, invalid, no_such_model
+from api.plain import Key, key_hook
 from api.responses import CreateResponse
-from api.sampling import Sampling, StreamOptions
+from api.sampling import StreamOptions
 from api.text import Completion, Embedding
 from api.tokens import Detokenize, Tokenize
 from api.validation import converted
+from gputorrent.chosen import settings
 from jobs import prompt
 from jobs.interactive import Request, tenant_of
 from jobs.prompt import NO_PREFIX
@@ -57,16 +60,7 @@ DEFERRABLE: Final = tuple(path for path in SCHEMAS if path.startswith("/v1/"))
 """Those that take a model's time, and so may be asked for as jobs."""
 
 
-class _Key:
-    """The name of a parameter as it came. Two of the same name differ, so none gets lost in a dict."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-_decode = msgspec.json.Decoder(dict[_Key, Any], dec_hook=lambda _, name: _Key(name)).decode
+_decode = msgspec.json.Decoder(dict[Key, Any], dec_hook=key_hook).decode
 
 _USAGE = b'"stream_options":{"include_usage":true},'
 _FORGET = b'"store":false,'
@@ -78,6 +72,25 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     For a stream the engine is always asked for its usage, which the ledger needs; the caller sees it only
     if it asked too.
     """
+    fields: dict[str, Any] | None = None
+    wanted = plain.read(path, body)
+    if wanted is None:
+        fields, wanted = _careful(path, body)
+    SCHEMAS[path].check(wanted)
+    if not MODEL_NAME.fullmatch(wanted.model):
+        raise no_such_model(wanted.model)
+    if isinstance(wanted, ChatCompletion | Completion):
+        return _sampled(wanted, path, fields, body, key)
+    if isinstance(wanted, Embedding):
+        return _embedding(wanted, path, body, key)
+    if isinstance(wanted, CreateResponse):
+        return _response(wanted, path, fields or {}, body, key)
+    return Request(path, wanted.model, body, stream=False, key=key, answer_tokens=0, metered=False)
+
+
+def _careful(path: str, body: bytes) -> tuple[dict[str, Any], Any]:
+    """The parameters of a body as they came, and as the path's type has them. Raises `ApiError` 400 for
+    whatever is wrong with them, as far as the type says it."""
     schema = SCHEMAS[path]
     fields = _fields(body)
     if unknown := fields.keys() - schema.known:
@@ -85,36 +98,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     wanted = converted(fields, schema.type)
     if _deeper_than(DEEPEST, fields):
         raise ApiError("nested_too_deeply", f"The body is nested deeper than {DEEPEST} levels.")
-    schema.check(wanted)
-    if not MODEL_NAME.fullmatch(wanted.model):
-        raise no_such_model(wanted.model)
-    if isinstance(wanted, Tokenize | Detokenize):
-        return Request(path, wanted.model, body, stream=False, key=key, answer_tokens=0, metered=False)
-    if isinstance(wanted, Embedding):
-        return _embedding(wanted, path, body, key)
-    if isinstance(wanted, CreateResponse):
-        return _response(wanted, path, fields, body, key)
-    sampling.check(wanted)
-    stream = bool(wanted.stream)
-    options = wanted.stream_options
-    hide_usage = stream and not (isinstance(options, StreamOptions) and options.include_usage)
-    if wanted.stop_sequences is not UNSET or (hide_usage and options is not UNSET):
-        body = _rewritten(fields, hide_usage)
-    elif hide_usage:
-        start = body.index(b"{") + 1
-        body = body[:start] + _USAGE + body[start:]
-    return Request(
-        path,
-        wanted.model,
-        body,
-        stream,
-        hide_usage,
-        key,
-        tokens_wanted=_tokens(wanted, fields),
-        prefix=_prefix(wanted, fields, tenant_of(key)) if settings.AFFINITY else NO_PREFIX,
-        answer_tokens=_answer_tokens(wanted, fields),
-        prompts=_prompts(fields.get("prompt")),
-    )
+    return fields, wanted
 
 
 def convert(body: bytes, kind: type[T]) -> T:
@@ -122,20 +106,62 @@ def convert(body: bytes, kind: type[T]) -> T:
     return converted(_fields(body), kind)
 
 
-def _tokens(wanted: Sampling, fields: dict[str, Any]) -> int:
-    """Of context, at least."""
-    if isinstance(wanted, ChatCompletion):
-        most = wanted.max_completion_tokens or wanted.max_tokens or 0
-        return prompt.chat_tokens((m.get("content") for m in fields["messages"]), most)
-    return prompt.text_tokens(fields["prompt"], fields.get("max_tokens") or 0)
-
-
-def _answer_tokens(wanted: Sampling, fields: dict[str, Any]) -> int | None:
-    """The most that the caller allows, all answers together; None where it says nothing."""
-    most: int | None = fields.get("max_tokens")
+def _sampled(
+    wanted: ChatCompletion | Completion,
+    path: str,
+    fields: dict[str, Any] | None,
+    body: bytes,
+    key: int | None,
+) -> Request:
+    """A text or chat completion. `fields` are its parameters as they came, None for one of plain form."""
+    sampling.check(wanted)
+    stream = bool(wanted.stream)
+    options = wanted.stream_options
+    hide_usage = stream and not (isinstance(options, StreamOptions) and options.include_usage)
+    sent = body
+    if wanted.stop_sequences is not UNSET or (hide_usage and options is not UNSET):
+        sent = _rewritten(fields or _fields(body), hide_usage)
+    elif hide_usage:
+        sent = _with(_USAGE, body)
+    # The most that the caller allows, all answers together; None where it says nothing.
+    most, prompts = wanted.max_tokens, 1
     if isinstance(wanted, ChatCompletion):
         most = wanted.max_completion_tokens or most
-    return None if most is None else most * (wanted.n or 1) * _prompts(fields.get("prompt"))
+        if fields is None:
+            messages = [(m.role, m.content) for m in wanted.messages]
+        else:
+            messages = [(m["role"], m.get("content")) for m in fields["messages"]]
+        tokens_wanted = prompt.chat_tokens([content for _, content in messages], most or 0)
+    else:
+        prompts = _prompts(wanted.prompt)
+        tokens_wanted = prompt.text_tokens(wanted.prompt, most or 0)
+    prefix = NO_PREFIX
+    if settings.AFFINITY:
+        tenant = tenant_of(key)
+        if wanted.prompt_cache_key:
+            prefix = prompt.of_cache_key(tenant, wanted.model, wanted.prompt_cache_key)
+        elif isinstance(wanted, ChatCompletion):
+            prefix = prompt.of_chat(tenant, wanted.model, messages)
+        else:
+            prefix = prompt.of_text(tenant, wanted.model, wanted.prompt)
+    return Request(
+        path,
+        wanted.model,
+        sent,
+        stream,
+        hide_usage,
+        key,
+        tokens_wanted=tokens_wanted,
+        prefix=prefix,
+        answer_tokens=None if most is None else most * (wanted.n or 1) * prompts,
+        prompts=prompts,
+    )
+
+
+def _with(parameter: bytes, body: bytes) -> bytes:
+    """The body of an object with one more parameter, before all others."""
+    start = body.index(b"{") + 1
+    return b"".join((body[:start], parameter, memoryview(body)[start:]))
 
 
 def _prompts(given: Any) -> int:
@@ -167,8 +193,7 @@ def _response(
         given = {name: value for name, value in fields.items() if value is not None}
         body = msgspec.json.encode({**given, "store": False})
     elif wanted.store is None:
-        start = body.index(b"{") + 1
-        body = body[:start] + _FORGET + body[start:]
+        body = _with(_FORGET, body)
     turns = list(prompt.turns(wanted.instructions, wanted.input))
     most = wanted.max_output_tokens
     counted = () if wanted.truncation == "auto" else (content for _, content in turns)
@@ -187,16 +212,7 @@ def _response(
         prefix = prompt.of_cache_key(request.tenant, wanted.model, wanted.prompt_cache_key)
     else:
         prefix = prompt.of_chat(request.tenant, wanted.model, turns)
-    return replace(request, prefix=prefix)
-
-
-def _prefix(wanted: Sampling, fields: dict[str, Any], tenant: str) -> prompt.Prefix:
-    if wanted.prompt_cache_key:
-        return prompt.of_cache_key(tenant, wanted.model, wanted.prompt_cache_key)
-    if isinstance(wanted, ChatCompletion):
-        messages = [(m["role"], m.get("content")) for m in fields["messages"]]
-        return prompt.of_chat(tenant, wanted.model, messages)
-    return prompt.of_text(tenant, wanted.model, fields["prompt"])
+    return structs.replace(request, prefix=prefix)
 
 
 def _fields(body: bytes) -> dict[str, Any]:

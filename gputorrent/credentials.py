@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import secrets
 
-from django.conf import settings
+from gputorrent.chosen import settings
 
 
 def new(prefix: str) -> str:

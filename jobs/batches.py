@@ -15,7 +15,6 @@ What only the door knows (may this key ask for that, how is a failure told) is g
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import logging
 from collections import Counter
@@ -29,6 +28,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, transaction
 from django.utils import timezone
+from msgspec import structs
 
 from gputorrent.redis import Pipe, piped
 from jobs import asynchronous, batch_lines, cancelling, counting, files, lull
@@ -256,7 +256,7 @@ def _send(batch: Batch, share: int) -> list[Job]:
         _write(batch, "error_file", refused)
         jobs = []
         for _, _, request in wanted:
-            jobs.append(asynchronous.accept(dataclasses.replace(request, priority=_priority(request))))
+            jobs.append(asynchronous.accept(structs.replace(request, priority=_priority(request))))
         BatchLine.objects.bulk_create(
             BatchLine(batch=batch, number=number, custom_id=line.custom_id, job_id=job.id)
             for (number, line, _), job in zip(wanted, jobs, strict=True)

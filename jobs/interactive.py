@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from msgspec import Struct
+
 from gputorrent import entropy
 from jobs import accounting, lifecycle, rows
 from jobs.accounting import NOTHING, Spent
@@ -47,8 +49,7 @@ def tenant_of(key: int | None) -> str:
     return str(key or 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True, gc=False):
     """What a caller wants, checked: `body` is what the engine gets, byte for byte."""
 
     path: str

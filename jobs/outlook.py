@@ -10,8 +10,7 @@ import logging
 import time
 from collections.abc import Collection, Iterable
 
-from django.conf import settings
-
+from gputorrent.chosen import settings
 from gputorrent.redis import Pipe
 from jobs import breaker, poison, routing
 from jobs.affinity import Affinity
@@ -85,7 +84,8 @@ class Outlook:
 
     def check_held_off(self, request: Request) -> None:
         """Raises `HeldOff` for a request that has brought down several engines."""
-        poison.check(self.strikes, request.tenant, request.model, request.body, time.monotonic())
+        if self.strikes:
+            poison.check(self.strikes, request.tenant, request.model, request.body, time.monotonic())
 
     # -- what this process has done since the last refresh -------------------------------------------
 

@@ -13,8 +13,7 @@ from hashlib import blake2b
 from math import ceil
 from typing import Final
 
-from django.conf import settings
-
+from gputorrent.chosen import settings
 from jobs.errors import HeldOff
 from worker_agent.contract import Done, Failed, Outcome
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
 from worker_agent.contract import RESPONSES
 
@@ -26,6 +26,8 @@ _MOST_MESSAGES: Final = 1024
 _MOST_OF_ONE: Final = 1024
 """Bytes of one message that are hashed: half from its beginning, half from its end, and its length."""
 
+_HALF: Final = _MOST_OF_ONE // 2
+
 _LOOK_BACK: Final = 64
 """Messages that one turn of a chat may add: an answer, tool calls and their results, the next question."""
 
@@ -34,8 +36,7 @@ _CONTENTS: Final = ("content", "output", "arguments", "input", "summary")
 """Where the items of a response have what the model reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(Struct, frozen=True, gc=False):
     """The names of a prompt's beginnings: `look` them up in this order, and `keep` those for the next one."""
 
     look: tuple[bytes, ...] = ()
@@ -58,13 +59,26 @@ def of_chat(tenant: str, model: str, messages: Sequence[tuple[str, Any]]) -> Pre
     next turn begins with all of this one's."""
     h = _seeded("chat", tenant, model)
     messages = messages[:_MOST_MESSAGES]
+    unnamed = len(messages) - _LOOK_BACK
+    if unnamed > 0:
+        h.update(b"".join([_hashed(role, content) for role, content in messages[:unnamed]]))
+        messages = messages[unnamed:]
     names = []
-    for left, (role, content) in zip(range(len(messages), 0, -1), messages, strict=True):
-        h.update(f"\0{len(role)} {role}".encode() + b"".join(map(_digestible, pieces(content))))
-        if left <= _LOOK_BACK:
-            names.append(h.digest())
+    for role, content in messages:
+        h.update(_hashed(role, content))
+        names.append(h.digest())
     names.reverse()
     return Prefix(tuple(names), tuple(names[:1]))
+
+
+def _hashed(role: str, content: Any) -> bytes:
+    """What one message adds to the name of a chat."""
+    if content.__class__ is not str:
+        return f"\0{len(role)} {role}".encode() + b"".join(map(_digestible, pieces(content)))
+    length = len(content)  # what `_digestible` does, for nearly all messages and so without calling it
+    if length > _MOST_OF_ONE:
+        content = content[:_HALF] + content[-_HALF:]
+    return f"\0{len(role)} {role}{length} {content}".encode()
 
 
 def turns(instructions: str | None, given: Any) -> Iterator[tuple[str, Any]]:
@@ -107,8 +121,7 @@ def _digestible(piece: str) -> bytes:
     """With its length, so that no text can pass for two."""
     length = len(piece)
     if length > _MOST_OF_ONE:
-        half = _MOST_OF_ONE // 2
-        piece = piece[:half] + piece[-half:]
+        piece = piece[:_HALF] + piece[-_HALF:]
     return f"{length} {piece}".encode()
 
 
@@ -136,7 +149,7 @@ def _pieces_of_parts(parts: list[Any]) -> Iterator[str]:
 def chat_tokens(contents: Iterable[Any], max_tokens: int) -> int:
     """Tokens of context that a chat needs at least, its answer included. Images and sound count nothing:
     what they take depends on the model."""
-    return sum(_text_bytes(c) for c in contents) // BYTES_PER_TOKEN + max(1, max_tokens)
+    return sum(map(_text_bytes, contents)) // BYTES_PER_TOKEN + max(1, max_tokens)
 
 
 def text_tokens(prompt: Any, max_tokens: int) -> int:
@@ -167,7 +180,7 @@ def _are_tokens(prompt: Any) -> bool:
 
 def _text_bytes(content: Any) -> int:
     if isinstance(content, str):
-        return _length(content)
+        return len(content) if content.isascii() else len(content) * 2
     if not isinstance(content, list):
         return 0
     texts = (part.get("text") for part in content if isinstance(part, dict))

@@ -19,9 +19,11 @@ The board has the last word: it takes the first of the order that really has a f
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+from msgspec import Struct
 
 from jobs.scoring import Candidate, Scored
 from jobs.spreading import Turns
@@ -29,13 +31,12 @@ from jobs.standing import Standing
 from worker_agent.contract import ModelState
 
 
-@dataclass(frozen=True, slots=True)
-class Hints:
+class Hints(Struct, frozen=True):
     """What is known of one request. `tokens` of context it needs at least, 0 if unknown; `turns` of the
     nodes that serve its model; `prefers` the node that has seen the beginning of its prompt, if any."""
 
     tokens: int = 0
-    turns: Turns = field(default_factory=Turns)
+    turns: Turns = Turns()
     prefers: str = ""
 
 
@@ -49,8 +50,7 @@ class Why(StrEnum):
     LOAD_FAILED = "load_failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Try these, in this order; wait if none has a free slot, but for none of the `barred`.
 
     `others` tells those that come after them, where `order` has only the best few: a thousand nodes are not
@@ -59,7 +59,16 @@ class Place:
 
     order: tuple[Scored, ...]
     barred: frozenset[str] = frozenset()
-    others: Callable[[], Sequence[Scored]] | None = field(default=None, compare=False, repr=False)
+    others: Callable[[], Sequence[Scored]] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """`others` is only a way to ask."""
+        if not isinstance(other, Place):
+            return NotImplemented
+        return self.order == other.order and self.barred == other.barred
+
+    def __hash__(self) -> int:
+        return hash((self.order, self.barred))
 
     @property
     def later(self) -> Callable[[], Sequence[str]] | None:
@@ -69,10 +78,14 @@ class Place:
 
     def scored(self, node: str) -> Scored | None:
         """The node that the board took, if it is one of these."""
-        found = next((s for s in self.order if s.node == node), None)
-        if found is None and node and self.others:
-            found = next((s for s in self.others() if s.node == node), None)
-        return found
+        for scored in self.order:
+            if scored.node == node:
+                return scored
+        if node and self.others:
+            for scored in self.others():
+                if scored.node == node:
+                    return scored
+        return None
 
 
 NOWHERE: Final = Place(())

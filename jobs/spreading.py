@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from math import log
 from types import MappingProxyType
 from typing import Final, Protocol
+
+from msgspec import Struct, field
 
 LEAD: Final = 4.0
 """Turns a node may be ahead: what comes to it out of turn (for a prompt it knows) counts, not for ever."""
@@ -24,8 +25,7 @@ _MODELS = 1024
 _NODES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
+class Turns(Struct, frozen=True):
     """The present virtual time, and for each node when its next turn begins."""
 
     clock: float = 0.0
@@ -63,8 +63,8 @@ class Turn:
 
     def settle(self, taken: Ranked | None) -> None:
         """The board took this one, or none."""
-        first = next(iter(self._order), None)
-        if first is None or (taken is not None and first.node == taken.node):
+        first = _first(self._order)
+        if first is None or first is taken or (taken is not None and first.node == taken.node):
             return
         self._spreading.give_back(self._model, first)
         if taken is not None:
@@ -86,7 +86,7 @@ class Spreading:
 
     def take(self, model: str, order: Collection[Ranked]) -> Turn:
         """Note that a request goes to the first of `order`, unless `Turn.settle` says otherwise."""
-        if first := next(iter(order), None):
+        if first := _first(order):
             self.charge(model, first, order)
         return Turn(self, model, order)
 
@@ -96,18 +96,15 @@ class Spreading:
             oldest = next(iter(self._ends))
             del self._ends[oldest], self._clock[oldest]
         ends = self._ends.setdefault(model, {})
-        turns = Turns(self._clock.get(model, 0.0), ends)
-        # Time moves on with those who take turns: a node used out of turn gets ahead of it.
-        clock = self._clock[model] = min(
-            (turns.start(r.node) for r in order if r.in_turn), default=turns.clock
-        )
-        step = 1.0 / used.weight
-        end = min(turns.start(used.node) + step, clock + LEAD * step)
-        ends.pop(used.node, None)  # so that the first of the dict is the one that was used longest ago
-        ends[used.node] = end
+        before = self._clock.get(model, 0.0)
+        clock = self._clock[model] = _earliest(ends, before, order)
+        node, step = used.node, 1.0 / used.weight
+        # Taken out, so that the first of the dict is the one that was used longest ago.
+        start = max(before, ends.pop(node, before))
+        ends[node] = min(start + step, clock + LEAD * step)
         if len(ends) > _NODES:
             del ends[next(iter(ends))]
-        self._moved(model, used.node)
+        self._moved(model, node)
 
     def give_back(self, model: str, unused: Ranked) -> None:
         """A turn that was noted, but not taken."""
@@ -115,6 +112,26 @@ class Spreading:
         if unused.node in ends:
             ends[unused.node] -= 1.0 / unused.weight
             self._moved(model, unused.node)
+
+
+def _first(order: Collection[Ranked]) -> Ranked | None:
+    for ranked in order:
+        return ranked
+    return None
+
+
+def _earliest(ends: Mapping[str, float], clock: float, order: Iterable[Ranked]) -> float:
+    """When the next turn of these begins: time moves on with those who take turns, and a node used out of
+    turn gets ahead of it."""
+    found = None
+    for ranked in order:
+        if ranked.in_turn:
+            start = ends.get(ranked.node, clock)
+            if start <= clock:
+                return clock  # none begins earlier
+            if found is None or start < found:
+                found = start
+    return clock if found is None else found
 
 
 _NOTHING: Final[Mapping[str, float]] = MappingProxyType({})

@@ -17,13 +17,15 @@ from jobs import routing
 from jobs.routing import Able, Decision, Load, Place, Refuse, Wait
 from jobs.scoring import Candidate, Scored
 from jobs.spreading import Turns
-from jobs.standing import Standing
+from jobs.standing import Alone, Standing
 
 FEW: Final = 8
 """How many nodes the board is asked to try first."""
 
 _MOST_KINDS: Final = 256
 _MOST_TOUCHED: Final = 10_000
+
+_NOWHERE: Final[frozenset[str]] = frozenset()
 
 Kind = tuple[str, frozenset[str] | None, frozenset[str], int]
 """Model, nodes that may see it, nodes where it failed, and how many lengths of context are too small."""
@@ -35,7 +37,8 @@ class _Kept:
     __slots__ = ("barred", "seen", "standing")
 
     def __init__(self, able: Able, turns: Turns, seen: int) -> None:
-        self.barred, self.standing, self.seen = able.barred, Standing(able.candidates, turns), seen
+        self.barred, self.seen, able_ones = able.barred, seen, able.candidates
+        self.standing = Alone(able_ones[0]) if len(able_ones) == 1 else Standing(able_ones, turns)
 
 
 class Standings:
@@ -80,7 +83,7 @@ class Standings:
         `in_flight` by ``node/model``."""
         if (contexts := self._contexts.get(model)) is None:
             contexts = self._contexts[model] = sorted(set(self._lengths(model)))
-        kind = model, only, frozenset(tried), bisect_left(contexts, hints.tokens)
+        kind = model, only, frozenset(tried) if tried else _NOWHERE, bisect_left(contexts, hints.tokens)
         touched = self._touched.setdefault(model, [])
         kept = self._kept.get(kind)
         if kept is None:
@@ -95,14 +98,14 @@ class Standings:
         if kept.seen < len(touched):
             news = {*touched[kept.seen :]}
             kept.seen = len(touched)
-            standing.note(((node, in_flight.get(f"{node}/{model}", 0)) for node in news), hints.turns)
+            standing.note(news, lambda node: in_flight.get(f"{node}/{model}", 0), hints.turns)
         order = tuple(standing.first(FEW, hints.prefers))
         if len(standing) <= FEW:
             return Place(order, kept.barred)
         return Place(order, kept.barred, partial(_others, standing, order))
 
 
-def _others(standing: Standing, order: Sequence[Scored]) -> list[Scored]:
+def _others(standing: Standing | Alone, order: Sequence[Scored]) -> list[Scored]:
     """As they stand when they are asked for."""
     asked = {scored.node for scored in order}
     return [scored for scored in standing.first(len(standing)) if scored.node not in asked]

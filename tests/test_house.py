@@ -15,6 +15,7 @@ PIPE = "worker_agent.pipe"
 """What goes to Redis in the agent and in the coordinator (`gputorrent.redis` brings it there)."""
 GROUND = (
     "gputorrent.background",
+    "gputorrent.chosen",
     "gputorrent.credentials",
     "gputorrent.entropy",
     "gputorrent.ledger",

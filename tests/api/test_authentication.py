@@ -7,7 +7,7 @@ from asgiref.sync import sync_to_async
 from django.utils import timezone
 
 from api import authentication
-from api.authentication import KeyRing, announce, new_key, require_staff, revoke
+from api.authentication import KeyRing, Stranger, announce, edit, new_key, require_staff, revoke, rotate
 from api.errors import ApiError
 from api.models import ApiKey
 from gputorrent import credentials
@@ -80,6 +80,62 @@ async def test_an_expired_key_is_refused_even_between_two_looks(ring):
     _, later = await make("bob", expires_in_seconds=3600)
     await ApiKey.objects.filter(pk=row.pk).aupdate(expires_at=timezone.now())
     assert (await ring()).caller(f"Bearer {later}")
+
+
+async def test_a_key_that_was_used_before_is_known_without_the_pepper(ring, monkeypatch):
+    """So little does it cost; a stranger, however often it comes, is looked for as ever."""
+    row, key = await make("ann")
+    keys = await ring()
+    forms = [f"Bearer {key}", f"bearer  {key} "]
+    assert {keys.caller(form).key for form in forms} == {row.pk}
+    assert isinstance(keys.find("Bearer wrong"), Stranger)
+    asked: list[str] = []
+
+    def digest(secret: str) -> str:
+        asked.append(secret)
+        return ""
+
+    monkeypatch.setattr(credentials, "digest", digest)
+    assert {keys.caller(form).key for form in forms} == {row.pk}
+    assert not asked
+    assert isinstance(keys.find("Bearer wrong"), Stranger)
+    assert isinstance(keys.find(f"Bearer  {key}"), Stranger)  # not sent like that before
+    assert asked == ["wrong", key]
+    assert key not in str(vars(keys))
+
+
+async def test_a_rotated_key_ends_with_its_grace_though_it_was_used(ring):
+    row, old = await make("ann")
+    assert (await ring()).caller(f"Bearer {old}").key == row.pk
+    new = await sync_to_async(rotate)(row, grace_seconds=1)
+    keys = await ring()
+    assert [keys.caller(f"Bearer {key}").key for key in (old, new, old)] == [row.pk] * 3
+    await asyncio.sleep(1)
+    assert keys.find(f"Bearer {old}") is Stranger.WRONG_KEY
+    assert keys.caller(f"Bearer {new}").key == row.pk
+    newest = await sync_to_async(rotate)(row)
+    keys = await ring()
+    assert keys.find(f"Bearer {new}") is Stranger.WRONG_KEY
+    assert keys.caller(f"Bearer {newest}").key == row.pk
+
+
+async def test_a_key_that_was_used_has_its_new_rights_after_the_next_look(ring):
+    row, key = await make("ann")
+    assert (await ring()).caller(f"Bearer {key}").may_use("m")
+    await sync_to_async(edit)(row, allowed_models=["other-*"], priority=3)
+    caller = (await ring()).caller(f"Bearer {key}")
+    assert (caller.may_use("m"), caller.may_use("other-m"), caller.priority) == (False, True, 3)
+
+
+async def test_what_is_remembered_is_bounded(ring, monkeypatch):
+    monkeypatch.setattr(authentication, "_MOST_REMEMBERED", 10)
+    row, key = await make("ann")
+    keys = await ring()
+    for spaces in range(1, 50):
+        assert keys.caller(f"Bearer{' ' * spaces}{key}").key == row.pk
+        keys.find(f"Bearer wrong-{spaces}")
+        assert len(keys._remembered) <= 10
+    assert keys.caller(f"Bearer {key}").key == row.pk
 
 
 async def test_keys_are_read_again_only_when_one_changed(ring):
