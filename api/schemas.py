@@ -56,6 +56,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "/detokenize": _schema(Detokenize, tokens.check_detokenize),
 }
 """The paths whose requests go to an engine."""
+_SAMPLED: Final = (ChatCompletion, Completion)
 DEFERRABLE: Final = tuple(path for path in SCHEMAS if path.startswith("/v1/"))
 """Those that take a model's time, and so may be asked for as jobs."""
 
@@ -79,7 +80,7 @@ def parse(path: str, body: bytes, *, key: int | None) -> Request:
     SCHEMAS[path].check(wanted)
     if not MODEL_NAME.fullmatch(wanted.model):
         raise no_such_model(wanted.model)
-    if isinstance(wanted, ChatCompletion | Completion):
+    if isinstance(wanted, _SAMPLED):
         return _sampled(wanted, path, fields, body, key)
     if isinstance(wanted, Embedding):
         return _embedding(wanted, path, body, key)
