@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from gputorrent.redis import blocking
 from jobs import metrics
-from jobs.metrics import UNKNOWN, Counts, Metrics, Series, Times
+from jobs.metrics import UNKNOWN, Counts, Series, Times
 from jobs.models import TERMINAL, Batch, Job, JobState
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _PAUSE_SECONDS: Final = 5.0
 _not_before = 0.0  # monotonic; after a failure, so that a sweep over many jobs does not wait for each
 
 
-def job_over(counts: Metrics, job: InteractiveJob, snapshot: Snapshot) -> None:
+def job_over(counts: Counts, job: InteractiveJob, snapshot: Snapshot) -> None:
     """Count a job that this process answered, once nothing more is awaited of it."""
     request, nodes, placed, attempts = job.request, snapshot.nodes, 0.0, []
     for t in job.tries:
@@ -62,7 +62,7 @@ def job_over(counts: Metrics, job: InteractiveJob, snapshot: Snapshot) -> None:
     _take(counts, over, has_row=bool(job.attempt))
 
 
-def refused(counts: Metrics, path: str, code: str | None) -> None:
+def refused(counts: Counts, path: str, code: str | None) -> None:
     """Count a request that became no job: what it asked for is not known, or not to be believed."""
     counts.add(metrics.REQUESTS, path, UNKNOWN, UNKNOWN, code or "invalid_request")
     counts.add(metrics.ERRORS, code or "invalid_request")

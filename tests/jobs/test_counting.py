@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from jobs import counting
@@ -99,8 +101,8 @@ def test_one_that_was_never_claimed_is_no_job_and_names_no_model(snapshot):
 
 
 def test_those_that_differ_in_one_thing_are_counted_apart(snapshot):
-    usual = {"stream": True, "path": CHAT, "model": "m"}
-    others = [{}, {"stream": False}, {"path": TEXT}, {"model": "n"}]
+    usual: dict[str, Any] = {"stream": True, "path": CHAT, "model": "m"}
+    others: list[dict[str, Any]] = [{}, {"stream": False}, {"path": TEXT}, {"model": "n"}]
     jobs = [over(JobState.COMPLETED, "done", **{**usual, **other}) for other in others]
     jobs += [over(state, "done", code=code) for state in (JobState.FAILED, JobState.EXPIRED) for code in "ab"]
     found = counted(snapshot, *jobs, *jobs)

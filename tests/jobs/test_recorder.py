@@ -115,7 +115,7 @@ async def test_more_than_one_batch(recorder):
 
 async def test_one_record_that_no_database_takes_costs_only_itself(recorder, caplog):
     jobs = [job() for _ in range(3)]
-    jobs[1].error_code = None  # a column that must have something
+    jobs[1].error_code = None  # type: ignore[assignment]  # a column that must have something
     for each in jobs:
         recorder.note(each)
     await recorder.flush()

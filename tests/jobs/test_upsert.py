@@ -147,7 +147,7 @@ def test_what_a_recorder_does_not_know_it_leaves_alone():
     Job.objects.update(result=b"kept")
     write_behind([job_row(id=row.id, version=2, why="newer")], [])
     ours = Job.objects.get()
-    assert (ours.why, bytes(ours.result)) == ("newer", b"kept")
+    assert (ours.why, bytes(ours.result or b"")) == ("newer", b"kept")
 
 
 def test_many_rows_take_one_statement_and_all_are_told(django_assert_num_queries):
