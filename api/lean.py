@@ -12,8 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final, Protocol
 
-from django.conf import settings
-
 from api import errors, gateway
 from api.authentication import Caller
 from api.completion import Answer, complete, identify, refuse
@@ -21,6 +19,7 @@ from api.errors import ApiError, Headers
 from api.gateway import Gateway
 from api.schemas import SCHEMAS
 from gputorrent import background
+from gputorrent.chosen import settings
 from jobs.outflow import Sink
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import redis
-from django.conf import settings
 
 from api.authentication import Caller, Limits
 from api.errors import ApiError, Headers, quota_exceeded, rate_limited
 from gputorrent import entropy
+from gputorrent.chosen import settings
 from gputorrent.redis import Pipe, Steps, blocking
 from jobs.errors import BrokerUnavailable
 from jobs.interactive import InteractiveJob, Request

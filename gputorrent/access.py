@@ -16,9 +16,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
-from django.conf import settings
-
 from gputorrent import tracing
+from gputorrent.chosen import settings
 from gputorrent.tracing import Trace
 
 log = logging.getLogger(__name__)

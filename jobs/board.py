@@ -16,8 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
-
+from gputorrent.chosen import settings
 from gputorrent.redis import Pipe, Steps
 from jobs import breaker
 from jobs.breaker import Breaker, Verdict

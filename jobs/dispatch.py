@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
-from django.conf import settings
 
+from gputorrent.chosen import settings
 from gputorrent.redis import Pipe, asynchronous
 from jobs import breaker, counting, interactive, metrics, routing
 from jobs.board import Board, Full, Placed, Proof, Waiting, released
