@@ -1,6 +1,6 @@
 -- What a key may use: requests and tokens in any 60 seconds, requests at once, tokens for a day and a month.
 -- One script, so that a request is weighed and counted in one atomic step, however many processes ask. Steps come in
--- batches (`gputorrent.redis.Steps`): what they need of a key is read once and written once, at the end of the batch.
+-- batches (`gputorrent.steps`): what they need of a key is read once and written once, at the end of the batch.
 --
 -- Keys
 --   gt:limits:window:<key>          hash: requests and tokens of the last 61 seconds, one bucket for each

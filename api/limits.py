@@ -26,7 +26,8 @@ from api.authentication import Caller, Limits
 from api.errors import ApiError, Headers, quota_exceeded, rate_limited
 from gputorrent import entropy
 from gputorrent.chosen import settings
-from gputorrent.redis import Pipe, Steps, blocking
+from gputorrent.redis import Pipe, blocking
+from gputorrent.steps import Heard, Steps
 from jobs.errors import BrokerUnavailable
 from jobs.interactive import InteractiveJob, Request
 from jobs.models import Job
@@ -71,11 +72,11 @@ class Permit:
         if verdict != b"ok":
             raise _refusal(verdict.decode(), self.limits, self.tokens, retry_ms / 1000, self.headers)
 
-    def over(self, job: InteractiveJob) -> asyncio.Future[Any]:
+    def over(self, job: InteractiveJob, heard: Heard) -> None:
         """The job is over: what it really took counts. Refused before it reached a node, it took nothing."""
-        refused = not any(t.node for t in job.tries) and not job.left_at
+        refused = not job.left_at and not any(t.node for t in job.tries)
         served = not refused or job.error_code in _CALLERS_MISTAKES
-        return self.limiter.settle_soon(self, job.spent_tokens, served=served)
+        self.limiter.tell_settled(self, job.spent_tokens, served=served, heard=heard)
 
     async def give_back(self) -> None:
         """Nothing came of it."""
@@ -149,15 +150,30 @@ class Limiter:
 
     def settle_soon(self, permit: Permit, tokens: int, *, served: bool) -> asyncio.Future[Any]:
         """The same, under way at once. The future may fail; it is tried again all the same."""
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def heard(answer: Any) -> None:
+            if done.done():
+                return
+            if isinstance(answer, Exception):
+                done.set_exception(answer)
+                done.exception()  # nobody may be waiting
+            else:
+                done.set_result(answer)
+
+        self.tell_settled(permit, tokens, served=served, heard=heard)
+        return done
+
+    def tell_settled(self, permit: Permit, tokens: int, *, served: bool, heard: Heard) -> None:
+        """The same for who does not wait."""
         settlement = _settlement(permit, tokens, served=served)
-        settled = self._script.ask(*settlement)
 
-        def heard(done: asyncio.Future[Any]) -> None:
-            if not done.cancelled() and done.exception():
+        def answered(answer: Any) -> None:
+            if isinstance(answer, Exception):
                 self._owe(settlement)
+            heard(answer)
 
-        settled.add_done_callback(heard)
-        return settled
+        self._script.tell(*settlement, heard=answered)
 
     async def catch_up(self) -> None:
         """Send the settlements that could not be sent. Safe to repeat: each changes something once."""

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from gputorrent.chosen import settings
-from gputorrent.redis import Pipe, Steps
+from gputorrent.redis import Pipe
+from gputorrent.steps import Heard, Steps
 from jobs import breaker
 from jobs.breaker import Breaker, Verdict
 from jobs.errors import NotPermitted
@@ -188,11 +189,13 @@ class Board:
         self, node: str, model: str, job: str, attempt: int, verdict: Verdict, fingerprint: str
     ) -> asyncio.Future[Any]:
         """The same, under way at once; what the future gives, `released` can read."""
-        limits = () if verdict in {Verdict.NOTHING, Verdict.OK} else _limits()
-        ref = f"{job}:{attempt}"
-        return self._script.ask(
-            "release", node, model, ref, settings.NODE_BYTES, verdict, fingerprint, *limits
-        )
+        return self._script.ask("release", *_release(node, model, job, attempt, verdict, fingerprint))
+
+    def give_back(
+        self, node: str, model: str, job: str, attempt: int, verdict: Verdict, *, heard: Heard
+    ) -> None:
+        """The same for who does not wait for it, nor asks for strikes."""
+        self._script.tell("release", *_release(node, model, job, attempt, verdict), heard=heard)
 
     async def leave(self, job: str) -> bool:
         """Take a waiting job off the board. Returns whether it waited."""
@@ -275,6 +278,13 @@ class Board:
 
     async def overdue(self) -> list[str]:
         return [job.decode() for job in await self._script("overdue")]
+
+
+def _release(
+    node: str, model: str, job: str, attempt: int, verdict: Verdict, fingerprint: str = ""
+) -> tuple[Any, ...]:
+    usual = node, model, f"{job}:{attempt}", settings.NODE_BYTES, verdict, fingerprint
+    return usual if verdict in {Verdict.NOTHING, Verdict.OK} else (*usual, *_limits())
 
 
 def released(answer: Any) -> Released:

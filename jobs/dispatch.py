@@ -10,9 +10,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any, Final
 
 import redis
 
@@ -40,13 +40,14 @@ from jobs.recorder import Recorder
 from jobs.refusal import queue_full
 from jobs.tail import Tails
 from jobs.wishes import LoadWishes
-from worker_agent.contract import Chunk, Done, Failed, Outcome, Work
+from worker_agent.contract import Chunk, Done, Failed, Outcome
 
 log = logging.getLogger(__name__)
 
 STATE = "gputorrent.dispatcher"
 """Where the process's dispatcher lies in the state that the server hands to each request."""
 _APART_SECONDS = 0.2
+_NOWHERE_YET: Final[set[str]] = set()
 
 
 class Dispatcher:
@@ -95,8 +96,11 @@ class Dispatcher:
         job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web, over=over)
         self.jobs[job.id] = job
         job.tail = self.tails.begin(job, request.key)
-        with self._ending(job):
+        try:
             await self._place(job, proof)
+        except BaseException as e:
+            self._stopped_by(job, e)
+            raise
         self.recorder.note(job)
         return job
 
@@ -106,7 +110,7 @@ class Dispatcher:
         Returns a chunk, or the whole answer (whose `status` may be a 4xx: the caller's mistake). Raises
         `JobError`. A caller that leaves cancels this coroutine, which ends the job.
         """
-        with self._ending(job):
+        try:
             while True:
                 event = await job.next()
                 if isinstance(event, Chunk | Done):
@@ -119,22 +123,19 @@ class Dispatcher:
                 await self._attempt_failed(job, event)
                 await self._place(job)
                 self.recorder.note(job)
+        except BaseException as e:
+            self._stopped_by(job, e)
+            raise
 
-    @contextmanager
-    def _ending(self, job: InteractiveJob) -> Iterator[None]:
+    def _stopped_by(self, job: InteractiveJob, error: BaseException) -> None:
         """Whatever stops the caller from getting an answer ends the job."""
-        try:
-            yield
-        except NotPermitted:
+        if isinstance(error, NotPermitted):
             self._drop(job)
-            raise
-        except JobError as e:
-            e.job = job.id
-            self._end(job, e.move, code=e.code, message=str(e))
-            raise
-        except BaseException:
+        elif isinstance(error, JobError):
+            error.job = job.id
+            self._end(job, error.move, code=error.code, message=str(error))
+        else:
             self.abandon(job)
-            raise
 
     async def follow(
         self, job: InteractiveJob, first: bytes = b"", told: Callable[[JobError, int], bytes] | None = None
@@ -242,9 +243,9 @@ class Dispatcher:
         """Claim the next attempt and give it to the board. Raises `JobError` when it can go nowhere."""
         request = job.request
         self.outlook.check_held_off(request)
-        tried = job.tried
-        decision = self.outlook.decide(request, job.visited)
-        if isinstance(decision, routing.Refuse) and job.visited != tried:
+        tried, visited = (job.tried, job.visited) if job.tries else (_NOWHERE_YET, _NOWHERE_YET)
+        decision = self.outlook.decide(request, visited)
+        if isinstance(decision, routing.Refuse) and visited != tried:
             decision = self.outlook.decide(request, tried)
         if isinstance(decision, routing.Refuse):
             ended = (job.current.reason or job.current.outcome) if job.tries else ""
@@ -253,25 +254,11 @@ class Dispatcher:
         loading = isinstance(decision, routing.Load | routing.Wait)
         job.wait_limit = settings.LOAD_SECONDS if loading else settings.QUEUE_SECONDS
         self.mailbox.expect(job.id, job)
-        work = Work(
-            job=job.id,
-            attempt=job.attempt,
-            lease=job.lease,
-            reply=self.mailbox.web,
-            model=request.model,
-            path=request.path,
-            body=request.body,
-            stream=request.stream,
-            hide_usage=request.hide_usage,
-            first_token_seconds=settings.FIRST_TOKEN_SECONDS,
-            stall_seconds=settings.STALL_SECONDS,
-            total_seconds=settings.TOTAL_SECONDS,
-        )
         place = decision if isinstance(decision, routing.Place) else routing.NOWHERE
         turn = self.outlook.spreading.take(request.model, place.order)
         try:
             answer = await self.board.reserve(
-                work,
+                self.mailbox.work(job),
                 [scored.node for scored in place.order],
                 tenant=request.tenant,
                 priority=request.priority,
@@ -357,7 +344,11 @@ class Dispatcher:
         self.outlook.left(node, job.request.model)
         outcome = job.current.outcome
         suspect, verdict = self.outlook.suspect(job.request, outcome), breaker.verdict(outcome)
-        given_back = self.board.release_soon(node, job.request.model, job.id, job.attempt, verdict, suspect)
+        place = node, job.request.model, job.id, job.attempt
+        if not suspect and outcome != Outcome.ENGINE_DIED:  # nobody waits for it
+            self.board.give_back(*place, verdict, heard=self._effect.hears())
+            return None
+        given_back = self.board.release_soon(*place, verdict, suspect)
         if suspect:
             given_back.add_done_callback(lambda done: self._struck(suspect, done))
         return self._effect(given_back)
@@ -390,7 +381,7 @@ class Dispatcher:
         if self._drop(job):
             counting.job_over(self.metrics, job, self.outlook.snapshot)
             if job.over:
-                self._effect(job.over(job))
+                job.over(job, self._effect.hears())
 
     def _drop(self, job: InteractiveJob) -> bool:
         """Know nothing of it any more. Returns whether it was known."""

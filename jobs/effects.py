@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import redis
+
+from gputorrent.steps import Heard
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +20,8 @@ class Effects:
 
     def __init__(self) -> None:
         self._under_way: set[asyncio.Future[Any]] = set()
+        self._told = 0  # without a future
+        self._all_heard = asyncio.Event()
 
     def __call__(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> asyncio.Future[Any]:
         done = asyncio.ensure_future(effect)
@@ -24,15 +29,34 @@ class Effects:
         done.add_done_callback(self._over)
         return done
 
+    def hears(self) -> Heard:
+        """What is to hear the answer of something that is under way now, or the exception; once."""
+        self._told += 1
+        self._all_heard.clear()
+        return self._hear
+
     async def over(self, seconds: float) -> None:
         """Wait until nothing is under way, at most so long."""
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                if self._under_way:
+                    await asyncio.wait(self._under_way)
+                if self._told:
+                    await self._all_heard.wait()
+
+    def _hear(self, answer: Any) -> None:
+        self._told -= 1
+        if not self._told:
+            self._all_heard.set()
+        if isinstance(answer, Exception):
+            self._failed(answer)
 
     def _over(self, done: asyncio.Future[Any]) -> None:
         self._under_way.discard(done)
-        if done.cancelled() or not (error := done.exception()):
-            return
+        if not done.cancelled() and (error := done.exception()):
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
         if isinstance(error, redis.RedisError):
             log.warning("redis unavailable error=%s", type(error).__name__)
         else:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
 from gputorrent import entropy
+from gputorrent.steps import Heard
 from jobs import accounting, lifecycle, rows
 from jobs.accounting import NOTHING, Spent
 from jobs.lifecycle import Move
@@ -30,8 +30,9 @@ UNSERVABLE: Final = "unservable"
 LOAD_TIMEOUT: Final = "load_timeout"
 
 
-Over = Callable[["InteractiveJob"], asyncio.Future[Any]]
-"""Done once when nothing more is awaited of a job, from its caller or from its node."""
+Over = Callable[["InteractiveJob", Heard], None]
+"""Done once when nothing more is awaited of a job, from its caller or from its node. What it asks then is
+answered to the other."""
 
 
 def new_job_id() -> str:

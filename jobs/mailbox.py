@@ -20,7 +20,9 @@ import redis
 import redis.asyncio
 
 from gputorrent import background, credentials
+from gputorrent.chosen import settings
 from gputorrent.redis import ANSWER_SECONDS, Pipe, asynchronous
+from jobs.interactive import InteractiveJob
 from worker_agent.contract import (
     FIELD,
     Cancel,
@@ -29,6 +31,7 @@ from worker_agent.contract import (
     Done,
     Failed,
     Reply,
+    Work,
     control_key,
     decode_replies,
     encode,
@@ -81,6 +84,24 @@ class Mailbox:
     def expect(self, job: str, attempted: Attempted) -> None:
         """Hand the replies to this job's live attempt to `attempted` from now on."""
         self._jobs[job] = attempted
+
+    def work(self, job: InteractiveJob) -> Work:
+        """What a node is to do for the live attempt."""
+        request = job.request
+        return Work(
+            job=job.id,
+            attempt=job.attempt,
+            lease=job.lease,
+            reply=self.web,
+            model=request.model,
+            path=request.path,
+            body=request.body,
+            stream=request.stream,
+            hide_usage=request.hide_usage,
+            first_token_seconds=settings.FIRST_TOKEN_SECONDS,
+            stall_seconds=settings.STALL_SECONDS,
+            total_seconds=settings.TOTAL_SECONDS,
+        )
 
     def forget(self, job: str) -> None:
         self._jobs.pop(job, None)

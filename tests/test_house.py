@@ -23,6 +23,7 @@ GROUND = (
     "gputorrent.looks",
     "gputorrent.redis",
     "gputorrent.settings",
+    "gputorrent.steps",
     "gputorrent.tracing",
 )
 """What every room of the coordinator stands on."""

@@ -67,6 +67,14 @@ async def refused(limiter: Limiter, who: Caller, wanted: Any = None) -> ApiError
     return caught.value
 
 
+async def over(permit: Permit, job: InteractiveJob) -> None:
+    """The job is over, and what that says has been answered."""
+    answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    permit.over(job, answered.set_result)
+    if isinstance(answer := await answered, Exception):
+        raise answer
+
+
 def header(headers: Any, name: str) -> str | None:
     return dict(headers).get(name.encode(), b"").decode() or None
 
@@ -208,7 +216,7 @@ async def test_a_place_that_was_given_back_is_free(limiters):
     first, _ = await admitted(limiters[0], who), await admitted(limiters[1], who)
     error = await refused(limiters[0], who)
     assert (error.code, header(error.headers, "retry-after")) == ("rate_limit_exceeded", "1")
-    await first.over(served_job(tokens=3))
+    await over(first, served_job(tokens=3))
     await admitted(limiters[1], who)
     await refused(limiters[1], who)
 
@@ -327,7 +335,7 @@ def refused_job(code: str) -> InteractiveJob:
 async def test_what_never_reached_a_node_is_given_back(limiter, job, requests_left, tokens_left):
     who = caller(requests_per_minute=10, tokens_per_minute=1000, concurrency=1)
     permit = await admitted(limiter, who)
-    await permit.over(job)
+    await over(permit, job)
     again = await admitted(limiter, who)
     assert header(again.headers, "x-ratelimit-remaining-requests") == str(requests_left - 1)
     assert header(again.headers, "x-ratelimit-remaining-tokens") == str(tokens_left - 100)
@@ -337,7 +345,7 @@ async def test_nothing_is_left_once_all_is_over(limiter, wire):
     who = caller(concurrency=3, tokens_per_day=1000, tokens_per_minute=1000)
     permits = [await admitted(limiter, who) for _ in range(3)]
     for permit in permits:
-        await permit.over(served_job(10))
+        await over(permit, served_job(10))
     left = {key.decode().split(":")[2] for key in wire.keys("gt:limits:*")}
     assert left == {"window", "spent"}
     assert all(wire.ttl(key) > 0 for key in wire.keys("gt:limits:*"))
@@ -366,7 +374,7 @@ async def test_what_could_not_be_settled_is_settled_later(limiter, wire):
     wire.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")
     try:
         with pytest.raises(redis.RedisError):
-            await permit.over(served_job(40))
+            await over(permit, served_job(40))
         await limiter.catch_up()
         with pytest.raises(BrokerUnavailable):
             await limiter.admit(who, asked())

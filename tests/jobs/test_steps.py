@@ -8,7 +8,8 @@ import pytest
 import redis
 from redis.exceptions import ResponseError
 
-from gputorrent.redis import Pipe, Steps, asynchronous
+from gputorrent.redis import Pipe, asynchronous
+from gputorrent.steps import Steps
 
 _LIST = """
 function verbs.add(a)
