@@ -61,15 +61,16 @@ class Door:
 
     def __init__(self, here: Gateway) -> None:
         self._here = here
+        self._urls = _URLS if settings.LEAN_DOOR else frozenset()
+        self._most = int(settings.MAX_BODY_BYTES)
 
     def takes(self, url: bytes) -> bool:
-        return url in _URLS and bool(settings.LEAN_DOOR)
+        return url in self._urls
 
     def admit(self, asked: Asked) -> Caller | None:
         """Who asks, before the body is read. None: it was refused."""
-        most = settings.MAX_BODY_BYTES
-        if asked.length > most:
-            refusal = refuse(errors.too_large(most))
+        if asked.length > self._most:
+            refusal = refuse(errors.too_large(self._most))
         else:
             caller = _caller(self._here, asked.path, asked.headers)
             if isinstance(caller, Caller):

@@ -129,8 +129,8 @@ def over(scope: Mapping[str, Any], trace: Trace, strangers: Sparing | None = Non
 
 
 def _wanted(path: str, trace: Trace) -> bool:
-    if settings.ACCESS_LOG != "some":
-        return bool(settings.ACCESS_LOG == "all")
+    if (lines := settings.ACCESS_LOG) != "some":
+        return bool(lines == "all")
     if trace.status >= 400 or not trace.status:
         return True
     return not trace.job and not path.startswith(_KNOWN_OTHERWISE)

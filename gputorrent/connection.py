@@ -210,8 +210,7 @@ class Exchange:
     def admit(self, door: Door) -> None:
         """Ask the door who this is, or have it refuse."""
         self._door = door
-        with tracing.within(self._trace):
-            self._caller = door.admit(self)
+        self._caller = tracing.within(self._trace, lambda: door.admit(self))
 
     def gather(self, body: bytes) -> None:
         """The next piece of the body."""

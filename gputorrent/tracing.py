@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, MutableMapping
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
+
+T = TypeVar("T")
 
 HEADER: Final = b"x-request-id"
 JOB_HEADER: Final = b"x-job-id"
@@ -73,12 +74,11 @@ def enter(trace: Trace) -> None:
     _current.set(trace)
 
 
-@contextmanager
-def within(trace: Trace) -> Iterator[None]:
-    """What is done in here is done for that request: for callbacks of a server, which are in no task."""
+def within(trace: Trace, do: Callable[[], T]) -> T:
+    """What `do` does is done for that request: for callbacks of a server, which are in no task."""
     before = _current.set(trace)
     try:
-        yield
+        return do()
     finally:
         _current.reset(before)
 

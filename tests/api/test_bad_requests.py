@@ -45,12 +45,19 @@ def test_the_corpus_is_large_and_has_nothing_twice():
     )
 
 
+def passes_a_parser(bad: Bad) -> bool:
+    """Whether it reaches an application behind a socket: HTTP's parsers refuse some things themselves."""
+    return bad.method != "BREW" and all(value == value.strip() for value in bad.headers.values())
+
+
 async def test_every_bad_request_is_refused_as_it_should_be(door, serve, settings):
     settings.MAX_BODY_BYTES = bad_requests.LARGEST
     _, key = await make("ann")
     client = await serve()
     wrong = []
-    for bad in bad_requests.ALL:
+    sent = [bad for bad in bad_requests.ALL if door != "direct" or passes_a_parser(bad)]
+    assert len(sent) >= len(bad_requests.ALL) - 3
+    for bad in sent:
         answer = await ask(client, key, bad)
         expected = (bad.status, bad.type, bad.code, bad.param)
         if seen(answer) != expected:

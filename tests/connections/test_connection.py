@@ -89,6 +89,7 @@ def application(door: ScriptedDoor) -> Any:
             if message["type"] == "http.disconnect":
                 return
             body, more = body + message["body"], message["more_body"]
+        assert (b"host", b"x") in scope["headers"]
         answer = b"long:" + scope["method"].encode() + b":" + body
         headers = [(b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -104,7 +105,7 @@ async def door() -> ScriptedDoor:
 
 @pytest.fixture
 async def server(door: ScriptedDoor) -> AsyncIterator[Listening]:
-    async with listening(application(door)) as here:
+    async with listening(application(door), timeout_keep_alive=60) as here:
         yield here
 
 
@@ -258,7 +259,8 @@ async def test_who_wants_it_closed_has_it_closed(connect, door):
         request(b"hello", first="POST http://x/short HTTP/1.1"),
         request(b"hello", first="POST /elsewhere HTTP/1.1"),
         b"POST /short HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"POST /short HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+        b"POST /short HTTP/1.1\r\nhost: x\r\n"
+        b"transfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
     ],
 )
 async def test_whatever_is_unusual_goes_the_long_way_and_the_connection_takes_the_short_one_again(
@@ -353,7 +355,7 @@ async def test_line_feeds_between_requests_are_let_pass(line, door):
 # -- refusals before the body ----------------------------------------------------------------------------
 
 
-async def test_a_stranger_is_refused_before_his_body_has_come_and_may_go_on(line, door):
+async def test_a_stranger_is_refused_before_his_body_has_come_and_may_go_on(line, door, caplog):
     line.send("POST /short HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n")
     status, headers, body = await line.answer()
     assert (status, body) == (401, b"who?")
@@ -361,6 +363,7 @@ async def test_a_stranger_is_refused_before_his_body_has_come_and_may_go_on(line
     line.send("01234", "56789")
     assert (await line.ask(b"me"))[2] == b"short:me"
     assert door.asked == [b"me"]
+    assert "failed" not in caplog.text
 
 
 async def test_what_is_declared_too_large_is_refused_and_not_read(line, door, caplog):

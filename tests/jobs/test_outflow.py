@@ -60,8 +60,13 @@ async def test_who_keeps_up_has_each_chunk_at_once_and_no_task_is_woken():
 
 async def test_before_anybody_waits_for_it_to_flow_a_chunk_is_an_event():
     this = job()
-    taken = []
-    this.sink = lambda data: bool(taken.append(data)) or True
+    taken: list[bytes] = []
+
+    def takes(data: bytes) -> bool:
+        taken.append(data)
+        return True
+
+    this.sink = takes
     this.on_reply(chunk(this, b"0"))
     first = asyncio.create_task(this.next())
     await turns()
@@ -78,13 +83,18 @@ async def test_before_anybody_waits_for_it_to_flow_a_chunk_is_an_event():
 
 async def test_a_reader_who_is_slow_and_then_fast_gets_every_byte_once_and_in_order():
     this = job(buffer_bytes=10_000)
-    client, chance, sent = Client(this), random.Random(7), b""
-    for n in range(2000):
-        (client.room.set if chance.random() < 0.5 else client.room.clear)()
-        if chance.random() < 0.4:
-            await turns(chance.randrange(4))
-        this.on_reply(chunk(this, data := b"%d;" % n, n))
-        sent += data
+    client, chance, sent, n = Client(this), random.Random(7), b"", 0
+    while n < 2000:
+        match chance.randrange(5):
+            case 0:
+                client.room.set()
+            case 1:
+                client.room.clear()
+            case 2:
+                await turns(chance.randrange(4))
+            case _:
+                this.on_reply(chunk(this, data := b"%d;" % n, n))
+                sent, n = sent + data, n + 1
         assert client.got == sent[: len(client.got)]
     client.room.set()
     this.on_reply(done(work(this.id)))
@@ -121,6 +131,19 @@ async def test_those_who_watch_have_what_the_sink_took():
     client.room.set()
     this.on_reply(done(work(this.id)))
     await client.task
+
+
+async def test_of_a_job_whose_caller_was_given_up_nothing_goes_out_any_more():
+    this = job()
+    client = Client(this)
+    await turns()
+    this.left_at = 1.0
+    this.on_reply(chunk(this, b"1", 0))
+    await turns()
+    assert (client.got, this.current.streamed, len(this._events)) == (b"", 0, 0)
+    this.on_reply(chunk(this, b"data: 2\n\n", 1))
+    assert this.current.streamed == 1  # it is paid for
+    client.task.cancel()
 
 
 async def test_a_sink_that_breaks_loses_nothing():
