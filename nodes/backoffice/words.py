@@ -93,6 +93,16 @@ def bytes_of(field: str, title: str = "") -> Column:
     return _column(field, title, size)
 
 
+def named(field: str, title: str) -> Column:
+    """A column, or a field of a page, by a better name than the model's."""
+    return _column(field, title, lambda value: NONE if value is None or value == "" else f"{value}")
+
+
+def measured(field: str, title: str, unit: str) -> Column:
+    """A column, or a field of a page, with a figure of the row in its unit: '76 °C'; '-' if unknown."""
+    return _column(field, title, lambda value: NONE if value is None else f"{value:,.0f} {unit}".strip())
+
+
 def share_of(field: str, title: str = "") -> Column:
     """A column, or a field of a page, with a ratio of the row in percent."""
     return _column(field, title, percent)
