@@ -10,9 +10,13 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.functional import cached_property
 from unfold.admin import ModelAdmin, TabularInline
+
+from nodes.backoffice import zone
 
 
 def audit(request: HttpRequest, row: Model, what: str) -> None:
@@ -80,6 +84,12 @@ class Rows(ModelAdmin):
         way = self.way_on
         allowed = way and (not way.permission or request.user.has_perm(way.permission))
         return super().changelist_view(request, {"way_on": way if allowed else None, **(extra_context or {})})
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Times in its form are the viewer's, as all others on the page."""
+        with timezone.override(zone.of(request)):
+            answer = super().changeform_view(request, *args, **kwargs)
+            return answer.render() if isinstance(answer, TemplateResponse) else answer
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         found = super().get_changelist_instance(request)

@@ -304,12 +304,12 @@ def test_a_key_is_rotated_in_the_admin_and_its_new_secret_shown_once(admin_clien
     assert LogEntry.objects.filter(change_message="Rotated").count() == 2
 
 
-LISTS = [model for model, options in admin.site._registry.items() if isinstance(options, Rows)]
+LISTS = [options for options in admin.site._registry.values() if isinstance(options, Rows)]
 
 
-@pytest.mark.parametrize("model", LISTS, ids=lambda m: m.__name__)
-def test_a_list_without_rows_says_what_brings_some_and_not_that_something_is_wrong(admin_client, model):
-    options = admin.site.get_model_admin(model)
+@pytest.mark.parametrize("options", LISTS, ids=lambda options: options.model.__name__)
+def test_a_list_without_rows_says_what_brings_some_and_not_that_something_is_wrong(admin_client, options):
+    model = options.model
     said = admin_client.get(url(model, "changelist")).content.decode()
     assert options.when_empty
     assert escape(options.when_empty) in said
@@ -338,6 +338,26 @@ def test_figures_have_units_and_what_is_not_so_is_no_fault(admin_client, rows):
         said = admin_client.get(page).content.decode()
         assert "close_small" not in said
     assert "32,768 tokens" in admin_client.get(url(Node, "change", rows["one"].pk)).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("zone", "moment"),
+    [
+        ("Asia/Tokyo", "2998-12-31T15:00:00+00:00"),
+        ("", "2999-01-01T00:00:00+00:00"),
+        ("../../etc/passwd", "2999-01-01T00:00:00+00:00"),
+        ("Europe", "2999-01-01T00:00:00+00:00"),
+    ],
+)
+def test_a_time_is_typed_in_the_zone_that_the_browser_tells(admin_client, zone, moment):
+    admin_client.cookies["timezone"] = zone
+    admin_client.post(url(ApiKey, "add"), {"name": "bob", **IN_2999})
+    row = ApiKey.objects.get()
+    assert row.expires_at
+    assert row.expires_at.isoformat() == moment
+    form = admin_client.get(url(ApiKey, "change", row.pk)).content.decode()
+    assert 'value="2999-01-01"' in form
+    assert 'value="00:00:00"' in form
 
 
 def test_a_row_is_called_what_it_is_called(admin_client, rows):
