@@ -111,6 +111,7 @@ def disguise(page: Page) -> None:
           while (texts.nextNode()) {
             const text = texts.currentNode, instead = named[text.data.trim()];
             if (instead) text.data = instead;
+            else if (text.data.includes(": vm, ")) text.data = text.data.replace(": vm, ", ": lab, ");
           }
         }""",
         named,
@@ -128,7 +129,7 @@ def last_minutes(page: Page) -> None:
 
 def to_the_nodes(page: Page) -> None:
     page.locator("#gt-nodes article").first.wait_for()
-    page.get_by_role("heading", name="Nodes", exact=True).evaluate("e => e.scrollIntoView()")
+    page.get_by_role("heading", name="Nodes", exact=True).evaluate("e => e.closest('section').scrollIntoView()")
 
 
 def ask_to_drain(page: Page) -> None:

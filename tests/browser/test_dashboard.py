@@ -46,6 +46,9 @@ def test_it_moves_while_a_job_runs_and_a_range_is_picked(page, cluster):
     jobs = page.locator("[data-part=jobs]")
     expect(jobs).to_contain_text("running", timeout=PATIENCE)
     expect(jobs).to_contain_text(MODEL)
+    for width in (1280, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert jobs.get_by_role("link").first.evaluate("e => e.getClientRects().length") == 1
     expect(card).to_contain_text("1 in flight")
     expect(link).to_be_focused()  # what changes around it does not take the focus away
     thread.join()
