@@ -195,9 +195,7 @@ class NodeAdmin(Steered, ReadOnly):
 
     @display(description="GPUs")
     def gpu_names(self, node: Node) -> str:
-        names = [g.name for g in node.gpus.all()]
-        counted = [f"{names.count(n)} x {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names)]
-        return ", ".join(counted) or "none (CPU)"
+        return node.gpus_in_words() or "none (CPU)"
 
     @display(description="VRAM free")
     def vram(self, node: Node) -> str:

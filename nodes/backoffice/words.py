@@ -100,7 +100,11 @@ def named(field: str, title: str) -> Column:
 
 def measured(field: str, title: str, unit: str) -> Column:
     """A column, or a field of a page, with a figure of the row in its unit: '76 °C'; '-' if unknown."""
-    return _column(field, title, lambda value: NONE if value is None else f"{value:,.0f}\N{NO-BREAK SPACE}{unit}".strip())
+
+    def said(value: float | None) -> str:
+        return NONE if value is None else f"{value:,.0f}\N{NO-BREAK SPACE}{unit}".strip()
+
+    return _column(field, title, said)
 
 
 def share_of(field: str, title: str = "") -> Column:

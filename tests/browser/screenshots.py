@@ -129,7 +129,7 @@ def last_minutes(page: Page) -> None:
 
 def to_the_nodes(page: Page) -> None:
     page.locator("#gt-nodes article").first.wait_for()
-    page.get_by_role("heading", name="Nodes", exact=True).evaluate("e => e.closest('section').scrollIntoView()")
+    page.locator("section", has=page.locator("#gt-nodes")).evaluate("e => e.scrollIntoView()")
 
 
 def ask_to_drain(page: Page) -> None:
