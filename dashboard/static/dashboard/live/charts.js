@@ -31,6 +31,7 @@ const CHARTS = {
   jobs: { format: figure, curves: [["running", "running"], ["waiting", "waiting"]] },
 };
 const HEIGHT = 170;
+const STEPS = [10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800]; // of ticks, in seconds
 
 // The second curve of a chart is dashed: the colours are not all that tells them apart.
 const STROKES = [["--gt-curve-1", []], ["--gt-curve-2", [5, 4]]];
@@ -55,7 +56,7 @@ function options(name, width, styles) {
     cursor: { y: false },
     legend: { live: true },
     scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
-    axes: [{ ...axis, values: ticks }, { ...axis, size: 56, values: (_, ticks) => ticks.map(format) }],
+    axes: [{ ...axis, space: 72, incrs: STEPS, values: ticks }, { ...axis, size: 56, values: (_, ticks) => ticks.map(format) }],
     series: [
       { label: "Time", value: (_, value) => (value == null ? "–" : moment.format(value * 1000)) },
       ...curves.map(([, label], i) => ({
