@@ -46,6 +46,8 @@ class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
 class LogEntryAdmin(ReadOnly):
     """Who did what in the admin. Nobody edits it."""
 
+    when_empty = "Each step that somebody takes here is noted, with who it was."
+
     list_display = [words.when("action_time", "when"), "user", "what", "content_type", "object_repr", "said"]
     list_filter = [
         ("user", AutocompleteSelectFilter),

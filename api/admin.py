@@ -23,7 +23,7 @@ from api import accounts, authentication, usage  # noqa: F401 - accounts registe
 from api.models import ApiKey, Usage
 from nodes.admin.carried import model_names
 from nodes.backoffice import filters, shown_once, words
-from nodes.backoffice.rows import ReadOnly
+from nodes.backoffice.rows import PLAYGROUND, ReadOnly
 from nodes.backoffice.steps import Result, Steered, Step, each
 
 ROTATION_GRACE = datetime.timedelta(hours=24)
@@ -82,6 +82,7 @@ def _revoke(key: ApiKey, by: str) -> bool:
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(Steered):
+    when_empty = "Whoever asks the API needs a key. Its secret is shown once, when it is made."
     form = ApiKeyForm
     list_display = [
         "name",
@@ -209,6 +210,8 @@ def limits_in_words(key: ApiKey) -> str:
 
 @admin.register(Usage)
 class UsageAdmin(ReadOnly):
+    when_empty = "What keys use is added up here by day and model, from the first request on."
+    way_on = PLAYGROUND
     list_display = ["shown_day", "key_name", "model", "requests", "errors", "cancelled", "tokens", "gpu_time"]
     sortable_by = ("shown_day", "requests", "errors", "cancelled", "tokens", "gpu_time")
     list_filter = [

@@ -137,6 +137,8 @@ def build(
         findings=health.findings(parts, nodes, models, totals),
         keys=rows.keys,
         ever_asked=rows.ever_asked,
+        models_known=len(models),
+        models_ready=sum(bool(m.nodes_ready) for m in models),
     )
     return state, rows
 

@@ -81,6 +81,7 @@ def _nodes(nodes: Sequence[NodeCard]) -> Iterable[Finding]:
             f"{_count(pending, 'node waits', 'nodes wait')} for approval: {_listed(pending)}.",
             "Approve it if it is yours, revoke it if not.",
             "admin:nodes_node_changelist",
+            "?state__exact=pending",
         )
     answering = [n for n in here if n.state in {Shown.ONLINE, Shown.DRAINING}]
     if broken := [f"{m.name} on {n.name}" for n in answering for m in n.models if m.breaker == "open"]:
@@ -96,6 +97,8 @@ def _nodes(nodes: Sequence[NodeCard]) -> Iterable[Finding]:
             Level.WARN,
             f"{_count(failed, 'model', 'models')} could not be loaded: {_listed(failed)}.",
             "The node's card has the reason.",
+            "admin:nodes_nodemodel_changelist",
+            "?state__exact=failed",
         )
     if hot := [n.name for n in answering if max((g.temperature or 0 for g in n.gpus), default=0) >= HOT_C]:
         yield Finding(
@@ -110,9 +113,9 @@ def _nodes(nodes: Sequence[NodeCard]) -> Iterable[Finding]:
             "Models can no longer be fetched there.",
         )
     if here and not answering and not silent:
-        yield Finding(Level.WARN, "No node is online.", "Start an agent on a GPU host.", "")
+        yield Finding(Level.WARN, "No node is online.", "Start an agent on a GPU host.")
     elif nodes and not here:
-        yield Finding(Level.BAD, "All nodes have left.", "Start an agent on a GPU host.", "")
+        yield Finding(Level.BAD, "All nodes have left.", "Start an agent on a GPU host.")
     if draining := [n.name for n in here if n.state == Shown.DRAINING]:
         yield Finding(
             Level.NOTE,
@@ -146,17 +149,18 @@ def _errors(totals: Totals) -> Iterable[Finding]:
             f"{totals.errors} of {totals.requests} requests of the last minute ended with an error.",
             "The failed jobs say why.",
             "admin:jobs_job_changelist",
+            "?state__exact=failed",
         )
 
 
-def headline(found: Sequence[Finding], nodes: Sequence[NodeCard], models: Sequence[ModelFigures]) -> Finding:
-    """The line on top."""
+def headline(found: Sequence[Finding], nodes: Sequence[NodeCard], ready: int) -> Finding:
+    """The line on top. `ready` models can be asked."""
     if not nodes:
-        return Finding(Level.NOTE, "No GPU host has joined yet.")
+        advice = "It takes one command on the host."
+        return Finding(Level.NOTE, "No GPU host has joined yet.", advice, "join", link="Join a host")
     if worst := next((f for f in found if f.level >= Level.WARN), None):
         return worst
     states = Counter(n.state for n in nodes)
-    ready = sum(bool(m.nodes_ready) for m in models)
     online = states[Shown.ONLINE]
     if not ready:
         return Finding(Level.NOTE, f"{_count(online, 'node is', 'nodes are')} online, no model is ready yet.")

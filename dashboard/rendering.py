@@ -72,13 +72,13 @@ class Renderer:
     def _context(self, name: str, state: State) -> dict[str, Any]:
         match name:
             case "health":
-                first = health.headline(state.findings, state.nodes, state.models)
+                first = health.headline(state.findings, state.nodes, state.models_ready)
                 rest = [f for f in state.findings if f != first]
                 return {"first": first, "rest": rest}
             case "figures":
                 return {"totals": state.totals, "running": state.running, "waiting": state.waiting}
             case "models":
-                return {"models": state.models}
+                return {"models": state.models, "known": state.models_known}
             case "jobs":
                 how_many = {"running": state.running, "waiting": state.waiting}
                 start = {"keys": state.keys, "ever_asked": state.ever_asked}

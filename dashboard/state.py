@@ -115,12 +115,15 @@ class Event(Struct, frozen=True, array_like=True):
 
 
 class Finding(Struct, frozen=True, array_like=True):
-    """Something that is not as it should be, and what to do. `page` is the name of an URL."""
+    """Something that is not as it should be, and what to do. `page` is the name of an URL, `query` narrows
+    what is shown there, `link` says what that is."""
 
     level: Level
     text: str
     advice: str = ""
     page: str = ""
+    query: str = ""
+    link: str = "Look there"
 
 
 class Totals(Struct, frozen=True, array_like=True):
@@ -137,6 +140,8 @@ class Totals(Struct, frozen=True, array_like=True):
 
 
 class State(Struct, frozen=True, array_like=True):
+    """`models` are those in most need of being looked at; how many there are is said beside."""
+
     at: float
     totals: Totals
     models: list[ModelFigures]
@@ -148,6 +153,8 @@ class State(Struct, frozen=True, array_like=True):
     findings: list[Finding]
     keys: int  # that are good
     ever_asked: bool
+    models_known: int = 0
+    models_ready: int = 0
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -26,7 +26,7 @@ from jobs.errors import error_codes
 from jobs.models import BATCH_ENDS, TERMINAL, Batch, BatchStatus, Job, JobState, StoredFile
 from nodes.admin.carried import model_names
 from nodes.backoffice import filters, words
-from nodes.backoffice.rows import ReadOnly
+from nodes.backoffice.rows import PLAYGROUND, REFERENCE, ReadOnly
 from nodes.backoffice.steps import REDIS_AWAY, Result, Steered, Step, each
 
 JOB_COLOURS: Final = {
@@ -91,6 +91,8 @@ def _retry(request: HttpRequest, jobs: list[Job]) -> Iterable[Result]:
 
 @admin.register(Job)
 class JobAdmin(Steered, ReadOnly):
+    when_empty = "Every request is a job, streamed or not: ask a model something."
+    way_on = PLAYGROUND
     list_display = [
         "short_id",
         words.when("created_at", "accepted"),
@@ -253,6 +255,8 @@ class JobAdmin(Steered, ReadOnly):
 
 @admin.register(Batch)
 class BatchAdmin(Steered, ReadOnly):
+    when_empty = "A batch is a file of requests, worked off on what is idle. Callers make it at /v1/batches."
+    way_on = REFERENCE
     list_display = [
         "id",
         words.when("created_at", "made"),
@@ -325,6 +329,9 @@ class BatchAdmin(Steered, ReadOnly):
 @admin.register(StoredFile)
 class StoredFileAdmin(ReadOnly):
     """Which files there are; what is in them is their owners' alone."""
+
+    when_empty = "Callers send files of requests to /v1/files; batches write what came of them."
+    way_on = REFERENCE
 
     list_display = [
         "id",

@@ -42,7 +42,7 @@ def steps(
 ) -> list[Step]:
     """From its registration to its first model that answers. `connected`: its lease is alive in Redis; None:
     nobody knows. `silent`: no heartbeat has come for too long."""
-    gpus = ", ".join(g.name for g in node.gpus.all()) or "no GPU"
+    gpus = node.gpus_in_words() or "no GPU"
     found = [Step("Registered", DONE, f"{node.name}: {node.hostname}, {gpus}")]
     if node.state == NodeState.REVOKED:
         return [*found, Step("Approved", FAILED, f"This node was revoked: {node.state_reason}")]

@@ -63,6 +63,12 @@ class Node(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def gpus_in_words(self) -> str:
+        """Such as '2 x NVIDIA L40S'; empty without any."""
+        names = [gpu.name for gpu in self.gpus.all()]
+        counted = {name: names.count(name) for name in names}
+        return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counted.items())
+
 
 class Gpu(models.Model):
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="gpus")

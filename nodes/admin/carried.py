@@ -12,7 +12,7 @@ from unfold.decorators import display
 from nodes import steering
 from nodes.admin.colours import MODEL_COLOURS
 from nodes.backoffice import filters, words
-from nodes.backoffice.rows import ReadOnly
+from nodes.backoffice.rows import JOIN, ReadOnly
 from nodes.backoffice.steps import Steered, Step, each
 from nodes.models import Gpu, NodeModel
 from worker_agent.contract import ModelState
@@ -33,8 +33,14 @@ def vram(gpu: Gpu) -> str:
     return words.share(gpu.vram_free, gpu.vram_total)
 
 
+context = words.measured("max_model_len", "context", "tokens")
+sensors = [words.measured("temperature_c", "temperature", "°C"), words.measured("power_w", "power", "W")]
+
+
 @admin.register(NodeModel)
 class NodeModelAdmin(Steered, ReadOnly):
+    when_empty = "Models come with the hosts that offer them."
+    way_on = JOIN
     list_display = [
         "name",
         "node",
@@ -42,7 +48,7 @@ class NodeModelAdmin(Steered, ReadOnly):
         "slots",
         "running",
         "waiting",
-        "shown_pinned",
+        "pinned",
         "speed",
         "first_token",
         words.share_of("kv_cache_usage", "KV cache"),
@@ -75,9 +81,16 @@ class NodeModelAdmin(Steered, ReadOnly):
         ),
         (
             "Memory",
-            {"fields": [words.bytes_of("need"), "need_measured", "fits", words.bytes_of("vram_used")]},
+            {
+                "fields": [
+                    words.bytes_of("need"),
+                    "need_measured",
+                    "fits",
+                    words.bytes_of("vram_used", "VRAM used"),
+                ]
+            },
         ),
-        ("Engine", {"fields": ["engine", "max_model_len", "loaded_in"]}),
+        ("Engine", {"fields": ["engine", context, "loaded_in"]}),
     ]
     readonly_fields = ["shown_state", "speed", "first_token", "loaded_in"]
     steps = [
@@ -133,10 +146,6 @@ class NodeModelAdmin(Steered, ReadOnly):
         text = f"{row.state} {words.percent(row.progress)}" if loading else row.state
         return words.badge(text, MODEL_COLOURS.get(row.state, ""))
 
-    @display(description="pinned", ordering="pinned")
-    def shown_pinned(self, row: NodeModel) -> str:
-        return "yes" if row.pinned else words.NONE  # a red cross would say that something is wrong
-
     @display(description="tokens/s", ordering="tokens_per_s")
     def speed(self, row: NodeModel) -> str:
         return f"{row.tokens_per_s:.0f}" if row.tokens_per_s else words.NONE
@@ -152,16 +161,17 @@ class NodeModelAdmin(Steered, ReadOnly):
 
 @admin.register(Gpu)
 class GpuAdmin(ReadOnly):
+    when_empty = "GPUs come with their hosts. One without any computes on its CPU."
+    way_on = JOIN
     list_display = [
         "name",
         "node",
         "index",
         vram,
         words.share_of("utilisation"),
-        "temperature_c",
-        "power_w",
+        *sensors,
         "driver",
-        "compute_capability",
+        words.named("compute_capability", "CUDA level"),
     ]
     list_filter = [filters.one_of("name", "GPU", gpu_names), ("node", AutocompleteSelectFilter)]
     search_fields = ["name", "node__name", "uuid"]

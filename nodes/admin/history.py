@@ -8,32 +8,36 @@ from unfold.decorators import display
 
 from nodes.admin.colours import NODE_COLOURS
 from nodes.backoffice import filters, words
-from nodes.backoffice.rows import ReadOnly
+from nodes.backoffice.rows import JOIN, ReadOnly
 from nodes.models import NodeEvent, NodeSample, NodeState
 
 
 @admin.register(NodeSample)
 class NodeSampleAdmin(ReadOnly):
     list_display = [
-        words.when("at"),
+        words.when("at", "when"),
         "node",
         "in_flight",
         "waiting",
-        "tokens_per_s",
-        "ttft_ms",
+        words.measured("tokens_per_s", "tokens/s", ""),
+        words.measured("ttft_ms", "first token", "ms"),
         words.share_of("kv_cache_usage", "KV cache used"),
         words.share_of("gpu_utilisation", "GPU"),
-        "gpu_temperature_c",
+        words.measured("gpu_temperature_c", "temperature", "°C"),
         words.bytes_of("vram_used", "VRAM used"),
         words.share_of("cpu_usage", "CPU"),
     ]
     list_filter = [("node", AutocompleteSelectFilter), filters.since("time", lambda at: {"at__gte": at})]
     list_select_related = ["node"]
+    when_empty = "Each beat of a node brings its figures."
+    way_on = JOIN
 
 
 @admin.register(NodeEvent)
 class NodeEventAdmin(ReadOnly):
-    list_display = [words.when("at"), "node", "change", "reason"]
+    when_empty = "What happens to hosts is noted here, from the first one that joins."
+    way_on = JOIN
+    list_display = [words.when("at", "when"), "node", "change", "reason"]
     list_filter = [
         ("node", AutocompleteSelectFilter),
         filters.one_of("now", "state it led to", lambda: NodeState.choices),

@@ -11,10 +11,10 @@ from unfold.contrib.filters.admin import ChoicesDropdownFilter
 from unfold.decorators import display
 
 from nodes import steering
-from nodes.admin.carried import gpu_names, model_names, vram
+from nodes.admin.carried import context, gpu_names, model_names, sensors, vram
 from nodes.admin.colours import NODE_COLOURS
 from nodes.backoffice import filters, words
-from nodes.backoffice.rows import ReadOnly, ReadOnlyInline
+from nodes.backoffice.rows import JOIN, ReadOnly, ReadOnlyInline
 from nodes.backoffice.steps import Steered, Step, each
 from nodes.models import Gpu, Node, NodeEvent, NodeModel, NodeState
 from worker_agent.contract import ModelState
@@ -29,8 +29,7 @@ class GpuInline(ReadOnlyInline):
         "name",
         vram,
         words.share_of("utilisation"),
-        "temperature_c",
-        "power_w",
+        *sensors,
         "driver",
     ]
 
@@ -38,13 +37,13 @@ class GpuInline(ReadOnlyInline):
 class NodeModelInline(ReadOnlyInline):
     model = NodeModel
     show_change_link = True
-    columns = ["name", "state", "reason", "slots", "running", "waiting", "max_model_len", "pinned"]
+    columns = ["name", "state", "reason", "slots", "running", "waiting", context, "pinned"]
 
 
 class NodeEventInline(ReadOnlyInline):
     model = NodeEvent
     verbose_name_plural = f"latest {_LATEST_EVENTS} events"
-    columns = [words.when("at"), "was", "now", "reason"]
+    columns = [words.when("at", "when"), "was", "now", "reason"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[NodeEvent]:
         """The latest: a node that has lived for long has thousands."""
@@ -57,6 +56,8 @@ class NodeEventInline(ReadOnlyInline):
 
 @admin.register(Node)
 class NodeAdmin(Steered, ReadOnly):
+    when_empty = "A GPU host appears here as soon as its agent registers."
+    way_on = JOIN
     list_display = [
         "name",
         "shown_state",
@@ -96,10 +97,10 @@ class NodeAdmin(Steered, ReadOnly):
                 "fields": [
                     "hostname",
                     "os",
-                    "arch",
-                    "cpu",
-                    "cpu_count",
-                    words.share_of("cpu_usage"),
+                    words.named("arch", "architecture"),
+                    words.named("cpu", "CPU"),
+                    words.named("cpu_count", "CPU cores"),
+                    words.share_of("cpu_usage", "CPU used"),
                     "ram",
                     words.bytes_of("disk_free"),
                     "memory",
@@ -194,9 +195,7 @@ class NodeAdmin(Steered, ReadOnly):
 
     @display(description="GPUs")
     def gpu_names(self, node: Node) -> str:
-        names = [g.name for g in node.gpus.all()]
-        counted = [f"{names.count(n)} x {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names)]
-        return ", ".join(counted) or "none (CPU)"
+        return node.gpus_in_words() or "none (CPU)"
 
     @display(description="VRAM free")
     def vram(self, node: Node) -> str:

@@ -12,6 +12,7 @@ from unfold.decorators import display
 
 from nodes import registry
 from nodes.backoffice import shown_once, words
+from nodes.backoffice.rows import JOIN
 from nodes.backoffice.steps import Steered, Step, each
 from nodes.models import EnrolmentToken
 
@@ -26,6 +27,8 @@ def revoke(token: EnrolmentToken, by: str) -> bool:
 
 @admin.register(EnrolmentToken)
 class EnrolmentTokenAdmin(Steered):
+    when_empty = "A token lets a host join. Joining a host makes one, with the command that uses it."
+    way_on = JOIN
     list_display = [
         "prefix",
         "note",

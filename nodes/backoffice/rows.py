@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 from django.contrib.admin import ShowFacets
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
 from django.utils.functional import cached_property
 from unfold.admin import ModelAdmin, TabularInline
+
+from nodes.backoffice import zone
 
 
 def audit(request: HttpRequest, row: Model, what: str) -> None:
@@ -40,9 +46,31 @@ class Bounded(Paginator):
         return min(self._counted, self.MOST)
 
 
+@dataclass(frozen=True)
+class WayOn:
+    """A page that a list without rows leads to. `view` is an URL's name; `permission` is what it takes."""
+
+    title: str
+    view: str
+    permission: str = ""
+
+    @property
+    def link(self) -> str:
+        return reverse(self.view)
+
+
+JOIN: Final = WayOn("Join a host", "join", "nodes.add_enrolmenttoken")
+PLAYGROUND: Final = WayOn("Open the playground", "playground", "jobs.add_job")
+REFERENCE: Final = WayOn("API reference", "docs")
+
+
 class Rows(ModelAdmin):
     """A list of rows: filters in one form, no count beyond what is shown, nothing selected beyond a page."""
 
+    when_empty = ""
+    """Says, where there are no rows yet, what brings some."""
+    way_on: WayOn | None = None
+    """Where that is done; None: by adding a row, if that can be done by hand."""
     list_filter_submit = True
     list_disable_select_all = True
     list_fullwidth = True
@@ -51,6 +79,17 @@ class Rows(ModelAdmin):
     show_full_result_count = False
     show_facets = ShowFacets.NEVER  # each count would be a query over all rows
     paginator = Bounded
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        way = self.way_on
+        allowed = way and (not way.permission or request.user.has_perm(way.permission))
+        return super().changelist_view(request, {"way_on": way if allowed else None, **(extra_context or {})})
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Times in its form are the viewer's, as all others on the page."""
+        with timezone.override(zone.of(request)):
+            answer = super().changeform_view(request, *args, **kwargs)
+            return answer.render() if isinstance(answer, TemplateResponse) else answer
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         found = super().get_changelist_instance(request)
@@ -84,6 +123,7 @@ class ReadOnlyInline(TabularInline):
     extra = 0
     can_delete = False
     show_change_link = False
+    hide_title = True  # which repeats what the columns say
     columns: ClassVar[list[Any]] = []
     """Fields, or functions of a row."""
 

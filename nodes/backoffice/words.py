@@ -93,6 +93,20 @@ def bytes_of(field: str, title: str = "") -> Column:
     return _column(field, title, size)
 
 
+def named(field: str, title: str) -> Column:
+    """A column, or a field of a page, by a better name than the model's."""
+    return _column(field, title, lambda value: NONE if value is None or value == "" else f"{value}")
+
+
+def measured(field: str, title: str, unit: str) -> Column:
+    """A column, or a field of a page, with a figure of the row in its unit: '76 °C'; '-' if unknown."""
+
+    def said(value: float | None) -> str:
+        return NONE if value is None else f"{value:,.0f}\N{NO-BREAK SPACE}{unit}".strip()
+
+    return _column(field, title, said)
+
+
 def share_of(field: str, title: str = "") -> Column:
     """A column, or a field of a page, with a ratio of the row in percent."""
     return _column(field, title, percent)

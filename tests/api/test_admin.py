@@ -12,6 +12,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import escape
 
 from api.authentication import new_key
 from api.models import ApiKey
@@ -19,7 +20,8 @@ from gputorrent import credentials
 from jobs.interactive import new_job_id
 from jobs.models import Attempt, Job, JobState
 from nodes import registry
-from nodes.models import EnrolmentToken, Node, NodeState
+from nodes.backoffice.rows import Rows
+from nodes.models import EnrolmentToken, Gpu, Node, NodeModel, NodeState
 from tests.nodes.agents import enrol, restart
 
 pytestmark = pytest.mark.django_db
@@ -300,3 +302,66 @@ def test_a_key_is_rotated_in_the_admin_and_its_new_secret_shown_once(admin_clien
     act(admin_client, ApiKey, "revoke_keys", row)
     assert "cannot be rotated" in act(admin_client, ApiKey, "rotate_keys", row)
     assert LogEntry.objects.filter(change_message="Rotated").count() == 2
+
+
+LISTS = [options for options in admin.site._registry.values() if isinstance(options, Rows)]
+
+
+@pytest.mark.parametrize("options", LISTS, ids=lambda options: options.model.__name__)
+def test_a_list_without_rows_says_what_brings_some_and_not_that_something_is_wrong(admin_client, options):
+    model = options.model
+    said = admin_client.get(url(model, "changelist")).content.decode()
+    assert options.when_empty
+    assert escape(options.when_empty) in said
+    assert "yielded" not in said
+    if options.way_on:
+        assert f'href="{options.way_on.link}"' in said
+    sought = admin_client.get(url(model, "changelist"), {"q": "nobody"} if options.search_fields else {})
+    assert not options.search_fields or "Nothing matches" in sought.content.decode()
+
+
+def test_a_list_without_rows_leads_nobody_where_he_may_not_go(viewer):
+    said = viewer.get(url(Node, "changelist")).content.decode()
+    assert "Nothing here yet" in said
+    assert reverse("join") not in said
+
+
+def test_figures_have_units_and_what_is_not_so_is_no_fault(admin_client, rows):
+    Gpu.objects.update(temperature_c=76.0, power_w=126.951)
+    NodeModel.objects.update(max_model_len=32768)
+    for page in (url(Gpu, "changelist"), url(Node, "change", rows["one"].pk)):
+        said = admin_client.get(page).content.decode()
+        assert "76\N{NO-BREAK SPACE}°C" in said
+        assert "127\N{NO-BREAK SPACE}W" in said
+        assert "Temperature c" not in said
+    for page in (url(Node, "change", rows["one"].pk), url(EnrolmentToken, "changelist")):
+        said = admin_client.get(page).content.decode()
+        assert "close_small" not in said
+    page = admin_client.get(url(Node, "change", rows["one"].pk)).content.decode()
+    assert "32,768\N{NO-BREAK SPACE}tokens" in page
+
+
+@pytest.mark.parametrize(
+    ("zone", "moment"),
+    [
+        ("Asia/Tokyo", "2998-12-31T15:00:00+00:00"),
+        ("", "2999-01-01T00:00:00+00:00"),
+        ("../../etc/passwd", "2999-01-01T00:00:00+00:00"),
+        ("Europe", "2999-01-01T00:00:00+00:00"),
+    ],
+)
+def test_a_time_is_typed_in_the_zone_that_the_browser_tells(admin_client, zone, moment):
+    admin_client.cookies["timezone"] = zone
+    admin_client.post(url(ApiKey, "add"), {"name": "bob", **IN_2999})
+    row = ApiKey.objects.get()
+    assert row.expires_at
+    assert row.expires_at.isoformat() == moment
+    form = admin_client.get(url(ApiKey, "change", row.pk)).content.decode()
+    assert 'value="2999-01-01"' in form
+    assert 'value="00:00:00"' in form
+
+
+def test_a_row_is_called_what_it_is_called(admin_client, rows):
+    title = admin_client.get(url(Node, "change", rows["one"].pk)).content.decode()
+    assert re.search(r"<a [^>]*>\s*one\s*</a", title)
+    assert not re.search(r"<a [^>]*>\s*One\s*</a", title)

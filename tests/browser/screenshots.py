@@ -111,6 +111,7 @@ def disguise(page: Page) -> None:
           while (texts.nextNode()) {
             const text = texts.currentNode, instead = named[text.data.trim()];
             if (instead) text.data = instead;
+            else if (text.data.includes(": vm, ")) text.data = text.data.replace(": vm, ", ": lab, ");
           }
         }""",
         named,
@@ -124,6 +125,20 @@ def first_row(page: Page) -> None:
 
 def last_minutes(page: Page) -> None:
     page.check("input[name=range][value='5m']", force=True)
+
+
+def to_the_nodes(page: Page) -> None:
+    page.locator("#gt-nodes article").first.wait_for()
+    page.locator("section", has=page.locator("#gt-nodes")).evaluate("e => e.scrollIntoView()")
+
+
+def ask_to_drain(page: Page) -> None:
+    first_row(page)
+    page.goto(page.url.replace("/change/", "/step/drain/"))
+
+
+def until_ready(page: Page) -> None:
+    page.get_by_role("heading", name="is ready").last.wait_for()
 
 
 def ask(page: Page) -> None:
@@ -149,11 +164,17 @@ def nothing(page: Page) -> None:
 PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "login": (site.LOGIN, nothing),
     "dashboard": (site.ADMIN, last_minutes),
+    "cards": (site.ADMIN, to_the_nodes),
     "playground": ("/admin/playground/", ask),
     "join": ("/admin/join/", fill_in),
+    "joined": ("/admin/join/1/", until_ready),
     "nodes": ("/admin/nodes/node/", nothing),
     "node": ("/admin/nodes/node/", first_row),
+    "confirm": ("/admin/nodes/node/", ask_to_drain),
     "models": ("/admin/nodes/nodemodel/", nothing),
+    "gpus": ("/admin/nodes/gpu/", nothing),
+    "events": ("/admin/nodes/nodeevent/", nothing),
+    "tokens": ("/admin/nodes/enrolmenttoken/", nothing),
     "jobs": ("/admin/jobs/job/", nothing),
     "job": ("/admin/jobs/job/?state__exact=completed", first_row),
     "keys": ("/admin/api/apikey/", nothing),

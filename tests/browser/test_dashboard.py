@@ -46,6 +46,9 @@ def test_it_moves_while_a_job_runs_and_a_range_is_picked(page, cluster):
     jobs = page.locator("[data-part=jobs]")
     expect(jobs).to_contain_text("running", timeout=PATIENCE)
     expect(jobs).to_contain_text(MODEL)
+    for width in (1280, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert jobs.get_by_role("link").first.evaluate("e => e.getClientRects().length") == 1
     expect(card).to_contain_text("1 in flight")
     expect(link).to_be_focused()  # what changes around it does not take the focus away
     thread.join()
@@ -55,6 +58,44 @@ def test_it_moves_while_a_job_runs_and_a_range_is_picked(page, cluster):
     chart = page.locator("[data-chart=requests]")
     expect(chart.locator("canvas")).to_be_visible(timeout=40_000)
     expect(chart.locator("p")).to_contain_text(re.compile(r"requests: now .*, most 0\.1"), timeout=40_000)
+    # What lays the page out for a moment without them, such as a picture of it, takes no curves away.
+    page.evaluate(
+        """async () => {
+          const charts = document.querySelector(".gt-charts");
+          for (const how of ["none", ""]) {
+            charts.style.display = how;
+            await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+          }
+        }"""
+    )
+    expect(chart.locator("canvas")).to_be_visible()
+
+
+def test_curves_have_the_viewers_own_times(fresh_page, cluster):
+    watched = fresh_page(locale="de-DE", timezone_id="Asia/Tokyo")
+    page = watched.log_in(cluster.admin_password)
+    chart = page.locator("[data-chart=requests]")
+    chart.locator(".u-over").hover(timeout=40_000)
+    said = chart.locator(".u-value").first
+    now = page.evaluate("new Intl.DateTimeFormat('de-DE', {month: 'short', day: 'numeric'}).format()")
+    expect(said).to_contain_text(now)
+    expect(said).not_to_contain_text(re.compile("[ap]m", re.IGNORECASE))
+
+
+def test_a_long_name_of_a_model_is_not_cut_on_a_card(fresh_page, cluster):
+    name = "some-organisation/A-Model-Whose-Name-Says-All-That-Was-Done-To-It-AWQ-4bit-Instruct"
+    cluster.manage(
+        "shell",
+        "-c",
+        "from nodes.models import *;"
+        "n = Node.objects.create(pk='e' * 16, name='lab-e', state='unhealthy');"
+        f"NodeModel.objects.create(node=n, name={name!r}, state='offered', slots=1)",
+    )
+    page = fresh_page(viewport=PHONE).log_in(cluster.admin_password)
+    shown = page.get_by_role("article", name="Node lab-e").get_by_text(name)
+    expect(shown).to_be_visible(timeout=PATIENCE)
+    assert shown.evaluate("e => e.scrollWidth <= e.clientWidth")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_node_that_dies_is_shown_within_ten_seconds(browser, tmp_path):

@@ -62,6 +62,14 @@ def test_a_key_is_made_used_and_revoked(admin, cluster):
     cluster.until(lambda: asked() == 401, "the key is refused", 10)
 
 
+def test_times_are_typed_as_they_are_read(fresh_page, cluster):
+    watched = fresh_page(timezone_id="Asia/Tokyo")
+    page = watched.log_in(cluster.admin_password)
+    page = watched.open("/admin/api/apikey/add/")
+    assert page.evaluate("document.body.dataset.adminUtcOffset") == str(9 * 3600)
+    expect(page.locator(".timezonewarning")).to_have_count(0)
+
+
 def test_a_running_job_is_cancelled_and_its_page_shows_its_life(admin, cluster):
     cluster.agent_ready("lab-a", "--per-second", "5")
     told: list[httpx.Response] = []

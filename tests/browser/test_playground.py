@@ -183,5 +183,10 @@ def test_without_a_node_the_page_says_what_to_do(fresh_page, tmp_path, browser):
         watched.url = empty.url
         watched.log_in(empty.admin_password)
         page = watched.open("/admin/playground/")
+        expect(page.get_by_role("link", name="Join a GPU host")).to_be_visible()
+        expect(page.locator("#standing")).to_be_hidden()
+        page.fill("#prompt", "hello")
+        page.click("#send")
+        expect(page.locator("#status")).to_have_text("There is no model to ask yet.")
         page.get_by_role("link", name="Join a GPU host").click()
         expect(page).to_have_url(f"{empty.url}/admin/join/")

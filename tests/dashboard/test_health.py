@@ -11,7 +11,7 @@ from tests.dashboard.made import gpu, line, model, node
 
 def says(nodes=(), models=(), totals=None, parts=None) -> str:
     found = findings(parts or Parts(), list(nodes), list(models), totals or Totals())
-    return headline(found, list(nodes), list(models)).text
+    return headline(found, list(nodes), sum(bool(m.nodes_ready) for m in models)).text
 
 
 def test_all_is_well():
@@ -23,6 +23,22 @@ def test_all_is_well():
 def test_without_nodes_or_models_that_is_said():
     assert says() == "No GPU host has joined yet."
     assert says([node()]) == "1 node is online, no model is ready yet."
+
+
+def test_the_first_line_of_an_empty_cluster_leads_on():
+    first = headline([], [], 0)
+    assert (first.page, first.link) == ("join", "Join a host")
+    assert first.advice
+
+
+def test_what_is_to_be_looked_at_is_shown_alone_where_the_line_leads():
+    nodes = [node("a", state=Shown.PENDING), node("b", models=[line(state="failed")])]
+    found = findings(Parts(), nodes, [model()], Totals(requests=9, errors=9))
+    assert {(f.page, f.query) for f in found} == {
+        ("admin:nodes_node_changelist", "?state__exact=pending"),
+        ("admin:nodes_nodemodel_changelist", "?state__exact=failed"),
+        ("admin:jobs_job_changelist", "?state__exact=failed"),
+    }
 
 
 def test_silent_nodes_are_named_and_many_counted():

@@ -9,7 +9,7 @@ import pytest
 from django.db import OperationalError
 
 from dashboard import collecting, rows
-from dashboard.collecting import Wire, build
+from dashboard.collecting import MOST_MODELS, Wire, build
 from dashboard.election import Election
 from dashboard.feed import note_breakers
 from dashboard.hub import Hub, Visitor
@@ -90,6 +90,15 @@ def test_without_the_ledger_it_shows_what_it_said_last():
     state, kept = build(Wire(1.0, frozenset()), away, before, lambda _: None)
     assert "The database does not answer." in [f.text for f in state.findings]
     assert (state.running, kept) == (7, before)
+
+
+def test_models_beyond_those_shown_are_counted():
+    node = rows.NodeRow(1.0, "a" * 16, "lab", NodeState.ONLINE, "", 0.1, 0, 0, 0, 0)
+    models = [rows.ModelRow(f"m{n}", "ready", 0.0, 4, "") for n in range(50)]
+    ledger = rows.Rows(nodes=[node], models={node.id: models})
+    state, _ = build(Wire(1.0, frozenset({node.id})), lambda _: ledger)
+    assert len(state.models) == MOST_MODELS < 50
+    assert (state.models_known, state.models_ready) == (50, 50)
 
 
 @pytest.mark.django_db

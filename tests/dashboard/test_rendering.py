@@ -98,8 +98,21 @@ def test_what_to_do_next_is_said_where_nothing_is_yet(renderer):
     assert "/admin/join/" in drawn.parts["listing"]
     assert "Make an API key" in drawn.parts["jobs"]
     assert "curl" in drawn.parts["jobs"]
+    assert "/admin/join/" in drawn.parts["health"]
+    with_a_key = renderer.render(state(keys=1, ever_asked=False), [View()])[View()]
+    assert "Then" not in with_a_key.parts["jobs"]
     asked = renderer.render(state(keys=1), [View()])[View()]
     assert "Nothing runs and nothing waits" in asked.parts["jobs"]
+
+
+def test_models_that_are_left_out_are_counted(renderer):
+    shown = [model(name=f"m{n}") for n in range(2)]
+    few = renderer.render(state(models=shown, models_known=2, models_ready=2), [View()])[View()]
+    assert "are shown" not in few.parts["models"]
+    many = state(models=shown, nodes=[node("a")], models_known=50, models_ready=41)
+    parts = renderer.render(many, [View()])[View()].parts
+    assert "2 of 50 models are shown" in parts["models"]
+    assert "41 models ready" in parts["health"]
 
 
 def test_a_model_being_loaded_shows_how_far_it_is(renderer):

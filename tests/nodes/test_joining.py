@@ -15,7 +15,7 @@ from django.utils import timezone
 from nodes import agent_wheel, joining
 from nodes.joining import DONE, FAILED, NOW, WAITING
 from nodes.models import EnrolmentToken, Node, NodeModel, NodeState
-from tests.nodes.agents import enrol, model
+from tests.nodes.agents import enrol, gpu, model
 from worker_agent.contract import ModelState, lease_key
 
 MOMENT = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)
@@ -49,6 +49,11 @@ def test_the_first_model_is_the_last_step(changes, last, words):
 def test_a_model_that_answers_outweighs_others_that_do_not():
     node, _ = enrol(models=[model("a", ModelState.FAILED), model("b", ModelState.READY)])
     assert states(node)[-1] == DONE
+
+
+def test_gpus_of_one_kind_are_counted():
+    node, _ = enrol(gpus=[gpu(index=n, uuid=f"u{n}", name="L40S") for n in range(4)])
+    assert joining.steps(node, [], True)[0].words.endswith(", 4 x L40S")
 
 
 def test_a_node_that_waits_for_approval_cannot_reach_redis_or_is_gone_is_not_done():

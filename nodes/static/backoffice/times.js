@@ -1,7 +1,12 @@
 "use strict";
-// Times in the viewer's zone: every <time data-local>, whenever it appears.
+// Times in the viewer's zone: every <time data-local>, whenever it appears. The server is told which zone it is,
+// for times that are typed.
 
 (() => {
+  const secure = location.protocol === "https:" ? "; secure" : "";
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  document.cookie = `timezone=${zone}; path=/admin/; max-age=31536000; samesite=lax${secure}`;
+
   const clock = { hour: "numeric", minute: "2-digit", second: "2-digit" };
   const today = new Intl.DateTimeFormat(undefined, clock);
   const short = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", ...clock });

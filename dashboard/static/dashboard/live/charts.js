@@ -4,6 +4,26 @@ const number = new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 })
 const figure = (value) => (value == null ? "–" : number.format(value));
 const time = (value) => (value == null ? "–" : value < 1 ? `${Math.round(value * 1000)} ms` : `${number.format(value)} s`);
 
+// The viewer's own way to write times: uPlot knows the American one.
+const clock = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit" });
+const seconds = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit", second: "2-digit" });
+const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+const moment = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "numeric", minute: "2-digit", second: "2-digit" });
+
+// What stands below the ticks: the day where one begins, and under the first; else the time.
+function ticks(plot, values, axis, space, step) {
+  let before = "";
+  return values.map((value) => {
+    const at = new Date(value * 1000);
+    const date = day.format(at);
+    const isNew = date !== before;
+    before = date;
+    if (step >= 86400) return date;
+    const said = (step < 60 ? seconds : clock).format(at);
+    return isNew ? `${said}\n${date}` : said;
+  });
+}
+
 const CHARTS = {
   requests: { format: figure, curves: [["requests", "requests"], ["errors", "errors"]] },
   tokens: { format: figure, curves: [["tokens", "generated"], ["prompt_tokens", "read"]] },
@@ -11,6 +31,7 @@ const CHARTS = {
   jobs: { format: figure, curves: [["running", "running"], ["waiting", "waiting"]] },
 };
 const HEIGHT = 170;
+const STEPS = [10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800]; // of ticks, in seconds
 
 // The second curve of a chart is dashed: the colours are not all that tells them apart.
 const STROKES = [["--gt-curve-1", []], ["--gt-curve-2", [5, 4]]];
@@ -35,9 +56,9 @@ function options(name, width, styles) {
     cursor: { y: false },
     legend: { live: true },
     scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
-    axes: [axis, { ...axis, size: 56, values: (_, ticks) => ticks.map(format) }],
+    axes: [{ ...axis, space: 72, incrs: STEPS, values: ticks }, { ...axis, size: 56, values: (_, ticks) => ticks.map(format) }],
     series: [
-      {},
+      { label: "Time", value: (_, value) => (value == null ? "–" : moment.format(value * 1000)) },
       ...curves.map(([, label], i) => ({
         label,
         stroke: styles.getPropertyValue(STROKES[i][0]).trim(),
@@ -113,14 +134,16 @@ export class Charts {
     const name = chart.dataset.chart;
     const place = chart.querySelector("div");
     const curves = [this.data.at, ...CHARTS[name].curves.map(([key]) => this.data[key])];
+    const width = place.clientWidth; // none while the page is laid out for something that does not show charts
     let plot = this.plots.get(name);
-    if (plot && (anew || plot.width !== place.clientWidth)) {
+    if (plot && width && (anew || plot.width !== width)) {
       plot.destroy();
+      this.plots.delete(name);
       plot = undefined;
     }
     if (plot) plot.setData(curves);
-    else if (place.clientWidth) {
-      this.plots.set(name, new uPlot(options(name, place.clientWidth, getComputedStyle(this.root)), curves, place));
+    else if (width) {
+      this.plots.set(name, new uPlot(options(name, width, getComputedStyle(this.root)), curves, place));
       place.querySelector("canvas")?.setAttribute("aria-hidden", "true");
     }
     chart.querySelector("p").textContent = summary(name, this.data);

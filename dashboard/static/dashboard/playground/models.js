@@ -52,7 +52,9 @@ export class Models {
       this.select.dispatchEvent(new Event("change", { bubbles: true }));
     }
     for (const option of this.select.options) {
-      const text = `${option.value} (${this.known.get(option.value).words.split(":")[0]})`;
+      // Which of them can answer at once is seen in the list; more of the chosen one stands below.
+      const isLoaded = this.known.get(option.value).state === "loaded";
+      const text = isLoaded ? option.value : `${option.value} (not loaded)`;
       if (option.textContent !== text) option.textContent = text;
     }
     this.nothing.hidden = models.length > 0;
@@ -65,5 +67,6 @@ export class Models {
     const text = model ? `${model.words}${context}` : "";
     if (this.standing.textContent !== text) this.standing.textContent = text;
     this.standing.dataset.state = model?.state ?? "away";
+    this.standing.hidden = !model; // a colour without a word says nothing
   }
 }

@@ -182,7 +182,9 @@ function controls() {
 
 function send() {
   const text = at("prompt").value;
-  if (running || !text.trim() || !settings.elements.model.value || !settings.reportValidity()) return;
+  if (running || !settings.reportValidity()) return;
+  if (!settings.elements.model.value) return say("There is no model to ask yet.");
+  if (!text.trim()) return at("prompt").focus();
   if (isChat()) at("prompt").value = "";
   run(text);
   at("stop").focus();
