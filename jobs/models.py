@@ -37,6 +37,7 @@ class Job(models.Model):
         blank=True,
         on_delete=models.SET_NULL,
         db_constraint=False,
+        db_index=False,  # (key, -id) serves
         related_name="jobs",
     )
     node = models.ForeignKey(
@@ -95,7 +96,13 @@ class Job(models.Model):
 class Attempt(models.Model):
     """One placement of a job on a node."""
 
-    job = models.ForeignKey(Job, on_delete=models.CASCADE, db_constraint=False, related_name="attempts")
+    job = models.ForeignKey(
+        Job,
+        on_delete=models.CASCADE,
+        db_constraint=False,
+        db_index=False,  # (job, number) serves
+        related_name="attempts",
+    )
     number = models.PositiveSmallIntegerField()
     node = models.ForeignKey(
         "nodes.Node",
