@@ -19,7 +19,7 @@
 local WINDOW, OPEN, DEFERRED = 'gt:limits:window:', 'gt:limits:open:', 'gt:limits:deferred:'
 local RESERVED, SPENT = 'gt:limits:reserved:', 'gt:limits:spent:'
 local BUCKETS = 61
-local WEEK = 7 * 86400
+local WEEK, MONTH = 7 * 86400, '2764800'  -- of 32 days
 
 -- What this batch knows of a key. Numbers and permits that were changed are marked, until `write`.
 local keys = {}
@@ -27,16 +27,26 @@ local keys = {}
 local time = redis.call('TIME')
 local second, now_ms = tonumber(time[1]), time[1] * 1000 + math.floor(time[2] / 1000)
 
--- The fields of a window, as numbers (0 where there is none); `into` is the key's.
-local function read(k, ...)
-  local values = redis.call('HMGET', k.window, ...)
-  for i, field in ipairs({...}) do k.numbers[field] = tonumber(values[i] or '0') end
+-- Whole numbers as text. (Lua's own way, and Redis's with an argument that is a number, is that of fractions, which
+-- costs about as much as a command.)
+local function text(number)
+  return string.format('%d', number)
 end
 
-local function bucket(k, kind, at)
-  local field = kind .. (at % BUCKETS)
-  if not k.numbers[field] then read(k, 'r' .. (at % BUCKETS), 't' .. (at % BUCKETS)) end
-  return field
+local R, T = 'r' .. text(second % BUCKETS), 't' .. text(second % BUCKETS)  -- the buckets of this second
+
+-- The fields of a window, as numbers (0 where there is none).
+local function read(k, fields)
+  local values, numbers = redis.call('HMGET', k.window, unpack(fields)), k.numbers
+  for i = 1, #fields do numbers[fields[i]] = values[i] and tonumber(values[i]) or 0 end
+end
+
+-- The names of the two buckets of a second, whose numbers are known then.
+local function buckets(k, at)
+  local r, t = R, T
+  if at ~= second then r, t = 'r' .. text(at % BUCKETS), 't' .. text(at % BUCKETS) end
+  if not k.numbers[r] then read(k, {r, t}) end
+  return r, t
 end
 
 local function add(k, field, by)
@@ -54,8 +64,8 @@ local function advance(k)
   else
     local fields = {}
     for s = at + 1, second do
-      fields[#fields + 1] = 'r' .. s % BUCKETS
-      fields[#fields + 1] = 't' .. s % BUCKETS
+      fields[#fields + 1] = 'r' .. text(s % BUCKETS)
+      fields[#fields + 1] = 't' .. text(s % BUCKETS)
     end
     local old = redis.call('HMGET', w, unpack(fields))
     for i, field in ipairs(fields) do
@@ -70,7 +80,7 @@ end
 local function key_of(name)
   local k = keys[name]
   if not k then
-    k = {window = WINDOW .. name, reserved = RESERVED .. name, more = 0, numbers = {}, changed = {}, spent = {}}
+    k = {name = name, window = WINDOW .. name, reserved = RESERVED .. name, more = 0, numbers = {}, changed = {}, spent = {}}
     k.open = {key = OPEN .. name, permits = {}, puts = {}, takes = {}}
     k.deferred = {key = DEFERRED .. name, permits = {}, puts = {}, takes = {}}
     keys[name] = k
@@ -81,21 +91,21 @@ end
 local function known(name)
   local k = key_of(name)
   if not k.numbers.at then
-    local b = second % BUCKETS
-    read(k, 'at', 'r', 't', 'lr', 'lt', 'purged', 'r' .. b, 't' .. b)
+    read(k, {'at', 'r', 't', 'lr', 'lt', 'purged', R, T})
     advance(k)
   end
   return k
 end
 
 local function charge(k, at, requests, tokens)
+  local r, t = buckets(k, at)
   if requests ~= 0 then
-    add(k, bucket(k, 'r', at), requests)
+    add(k, r, requests)
     add(k, 'r', requests)
     if requests > 0 then k.numbers.lr, k.changed.lr = at, true end
   end
   if tokens ~= 0 then
-    add(k, bucket(k, 't', at), tokens)
+    add(k, t, tokens)
     add(k, 't', tokens)
     if tokens > 0 then k.numbers.lt, k.changed.lt = at, true end
   end
@@ -118,17 +128,16 @@ local function take(k, hash, permit, reserved)
   hash.held, k.more, k.taken = hash.held - 1, k.more - reserved, true
 end
 
--- The least that each key of the window, of permits and of tokens reserved has to live from now on.
 local function write(k)
-  local w, pairs_of = {}, {}
+  local w = {}
   for field in pairs(k.changed) do
     w[#w + 1] = field
-    w[#w + 1] = string.format('%.0f', k.numbers[field])
+    w[#w + 1] = text(k.numbers[field])
   end
   if #w > 0 then
     redis.call('HSET', k.window, unpack(w))
     -- What is charged within a second of this one need not put it off again.
-    if k.changed.at or second < k.numbers.at then redis.call('EXPIRE', k.window, BUCKETS + 2) end
+    if k.changed.at or second < k.numbers.at then redis.call('EXPIRE', k.window, text(BUCKETS + 2)) end
   end
   for _, hash in ipairs({k.open, k.deferred}) do
     local puts, takes = {}, {}
@@ -139,23 +148,23 @@ local function write(k)
     for permit in pairs(hash.takes) do takes[#takes + 1] = permit end
     if #puts > 0 then
       redis.call('HSET', hash.key, unpack(puts))
-      if k.changed.at or hash.held <= #puts then redis.call('EXPIRE', hash.key, k.lasting) end
+      if k.changed.at or hash.held <= #puts then redis.call('EXPIRE', hash.key, text(k.lasting)) end
     end
     if #takes > 0 then redis.call('HDEL', hash.key, unpack(takes)) end
     hash.puts, hash.takes = {}, {}
   end
   if k.more ~= 0 or k.taken then
-    local left = redis.call('INCRBY', k.reserved, string.format('%.0f', k.more))
+    local left = redis.call('INCRBY', k.reserved, text(k.more))
     if k.taken and (left <= 0 or redis.call('EXISTS', k.open.key, k.deferred.key) == 0) then
       redis.call('DEL', k.reserved)
     elseif k.lasting and (k.changed.at or left == k.more) then
-      redis.call('EXPIRE', k.reserved, k.lasting)
+      redis.call('EXPIRE', k.reserved, text(k.lasting))
     end
   end
   for period, tokens in pairs(k.spent) do
-    local name = string.format('%s%s:%s', SPENT, string.sub(k.window, #WINDOW + 1), period)
-    local sum = redis.call('INCRBY', name, string.format('%.0f', tokens))
-    if sum == tokens then redis.call('EXPIRE', name, 32 * 86400) end
+    local name = SPENT .. k.name .. ':' .. period
+    local sum = redis.call('INCRBY', name, text(tokens))
+    if sum == tokens then redis.call('EXPIRE', name, MONTH) end
   end
   k.changed, k.spent, k.more, k.taken = {}, {}, 0, false
 end
@@ -163,7 +172,8 @@ end
 begin = function()
   local asked = {}
   for _, step in ipairs(steps) do
-    local k = key_of(tostring(step[2]))
+    step[2] = text(step[2])
+    local k = key_of(step[2])
     local waits
     if step[1] == 'admit' then waits = step[4] ~= '' else waits = step[4] == 1 end
     local hash = waits and k.open or k.deferred
@@ -184,7 +194,7 @@ end
 local function until_free(k, kind, excess)
   write(k)
   local fields, at = {}, k.numbers.at
-  for s = at - BUCKETS + 1, at do fields[#fields + 1] = kind .. (s % BUCKETS) end
+  for s = at - BUCKETS + 1, at do fields[#fields + 1] = kind .. text(s % BUCKETS) end
   local counts = redis.call('HMGET', k.window, unpack(fields))
   for i = 1, BUCKETS do
     excess = excess - tonumber(counts[i] or '0')
@@ -219,17 +229,32 @@ local function spent(k, key, period, ledger)
   local name = SPENT .. key .. ':' .. period
   local value = tonumber(redis.call('GET', name) or '0')
   if ledger > value then
-    redis.call('SET', name, string.format('%.0f', ledger), 'EX', 32 * 86400)
+    redis.call('SET', name, text(ledger), 'EX', MONTH)
     value = ledger
   end
   return value
+end
+
+-- Whether a budget has room: a verdict, and when to retry.
+local function budget(k, tokens, name, limit, period, ledger)
+  local used = spent(k, k.name, period, ledger)
+  local function full() return used + tokens + tonumber(redis.call('GET', k.reserved) or '0') > limit end
+  if not full() then return 'ok', 0 end
+  purge(k)
+  if not full() then return 'ok', 0 end
+  return name, used + tokens <= limit and 1000 or 0  -- what is under way may take less than it reserved
+end
+
+-- Milliseconds until nothing is left of what is counted
+local function reset(count, last)
+  return count > 0 and last > 0 and math.max(0, (last + BUCKETS) * 1000 - now_ms) or 0
 end
 
 -- key permit web defer_s tokens concurrency rpm tpm per_day per_month day month day_ledger month_ledger
 -- `web` is empty for work that nobody waits for: it has no part in `concurrency`. Limits of 0 are none.
 -- Returns verdict, requests left, tokens left, and ms: until these are whole again, until a retry makes sense
 function verbs.admit(a)
-  local key, permit, web, defer_s, tokens = tostring(a[1]), a[2], a[3], a[4], a[5]
+  local key, permit, web, defer_s, tokens = a[1], a[2], a[3], a[4], a[5]
   local concurrency, rpm, tpm, per_day, per_month = a[6], a[7], a[8], a[9], a[10]
   local k = known(key)
   local hash, n, at = web ~= '' and k.open or k.deferred, k.numbers, k.numbers.at
@@ -246,36 +271,22 @@ function verbs.admit(a)
       purge(k)
       if held(hash) >= concurrency then verdict, retry = 'concurrency', 1000 end
     end
-    local function over(name, limit, period, ledger)
-      if verdict ~= 'ok' or limit == 0 then return end
-      local used = spent(k, key, period, ledger)
-      local function full() return used + tokens + tonumber(redis.call('GET', k.reserved) or '0') > limit end
-      if not full() then return end
-      purge(k)
-      if full() then
-        verdict = name
-        if used + tokens <= limit then retry = 1000 end  -- what is under way may take less than it reserved
-      end
-    end
-    over('day', per_day, a[11], a[13])
-    over('month', per_month, a[12], a[14])
+    if verdict == 'ok' and per_day > 0 then verdict, retry = budget(k, tokens, 'day', per_day, a[11], a[13]) end
+    if verdict == 'ok' and per_month > 0 then verdict, retry = budget(k, tokens, 'month', per_month, a[12], a[14]) end
     if verdict == 'ok' then
       charge(k, at, 1, tokens)
-      local since = web ~= '' and web or string.format('%.0f', second + defer_s)
-      put(k, hash, permit, tokens, string.format('%s %.0f %.0f', since, tokens, at))
+      local since = web ~= '' and web or text(second + defer_s)
+      put(k, hash, permit, tokens, string.format('%s %d %d', since, tokens, at))
     end
   end
 
-  local function reset(count, last)
-    return count > 0 and last > 0 and math.max(0, (last + BUCKETS) * 1000 - now_ms) or 0
-  end
   return {verdict, rpm - n.r, tpm - n.t, reset(n.r, n.lr), reset(n.t, n.lt), retry}
 end
 
 -- key permit waits tokens served day month: the work is over and took so many tokens. Not served: the request
 -- is given back, too. Returns whether the permit was open; a second time nothing changes.
 function verbs.settle(a)
-  local k, permit, tokens, served = known(tostring(a[1])), a[2], a[4], a[5] == 1
+  local k, permit, tokens, served = known(a[1]), a[2], a[4], a[5] == 1
   local hash, at = a[3] == 1 and k.open or k.deferred, k.numbers.at
   local entry = hash.permits[permit]
   if not entry then return 0 end
