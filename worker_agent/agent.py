@@ -105,6 +105,7 @@ class Agent:
                 loop.remove_signal_handler(number)
 
     async def _serve(self) -> None:
+        failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._run_engines(), name="engines")
@@ -115,9 +116,10 @@ class Agent:
         except* _Stopped:
             pass
         except* AgentError as group:
-            error = _first(group)
-            self._reason = str(error)
-            raise error from None
+            failed = _first(group)
+        if failed is not None:  # raised in there it would come in a group again, by a Python before 3.11.4
+            self._reason = str(failed)
+            raise failed
 
     # -- parts -----------------------------------------------------------------------------------------
     async def _run_engines(self) -> None:
