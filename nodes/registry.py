@@ -355,6 +355,8 @@ def goodbye(node: Node, message: Goodbye) -> None:
     """The agent has stopped and left nothing behind."""
     check_incarnation(node, message.incarnation)
     with transaction.atomic():
+        # The last beat may still be under way and move the node: then this is about the state it leaves.
+        node.refresh_from_db(fields=["state"], from_queryset=Node.objects.select_for_update())
         move(node, Move.LEAVE, f"said goodbye: {message.reason}" if message.reason else "said goodbye")
         Node.objects.filter(pk=node.pk).update(in_flight=0)
     publish(node)

@@ -322,7 +322,10 @@ async def test_what_the_limits_refuse_leaves_no_trace(serve, wire):
     assert (node.inbox(), asleep.inbox(), asleep.controls()) == ([], [], [])
     assert wire.zcard("gt:board:waiting") == 0
     assert not [key for key in wire.keys("gt:limits:*") if b":open:" in key or b":reserved:" in key]
-    listed = (await client.get("/jobs", headers=ann)).json()["data"]
+    for _ in range(100):  # records are written behind
+        if listed := (await client.get("/jobs", headers=ann)).json()["data"]:
+            break
+        await asyncio.sleep(0.05)
     assert [job["state"] for job in listed] == ["completed"]
 
 

@@ -177,6 +177,14 @@ def test_goodbye_takes_the_node_out_and_its_redis_user_away(wire):
         registry.goodbye(node, Goodbye(9))
 
 
+def test_goodbye_is_heard_though_the_last_beat_has_moved_the_node_meanwhile(wire):
+    node, _ = enrol()
+    assert steering.drain(Node.objects.get(), "a beat that was under way")
+    assert node.state == NodeState.ONLINE  # as goodbye's door has read it
+    registry.goodbye(node, Goodbye(1, "SIGTERM"))
+    assert Node.objects.get().state == NodeState.GONE
+
+
 def test_drain_and_resume_tell_the_agent_and_close_and_open_its_slots(wire):
     node, _ = enrol()
     assert steering.drain(node, "ann")
