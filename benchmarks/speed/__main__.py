@@ -69,16 +69,20 @@ def main() -> int:
         for name, value in idle.items():
             medians[name]["rss_idle_mb"] = medians[name]["rss_serving_mb"] = value
         medians[OURS]["rss_serving_mb"] = serving
-        if not args.only or any(word in _WORKERS for word in args.only):
-            for name, found in workers.compare(cores, args.rounds, 4 * args.scale).items():
-                medians[name].update(found)
     except (Broken, EnvironmentFailure, RuntimeError) as e:
         print(e, file=sys.stderr)
         return 1
+    failed = ""
+    if not args.only or any(word in _WORKERS for word in args.only):
+        try:
+            medians[OURS].update(workers.compare(cores, args.rounds, 4 * args.scale))
+        except (Broken, RuntimeError) as e:  # what was measured before is told all the same
+            failed = str(e)
     if args.json:
         print(json.dumps(medians, indent=1))
     print(table.render(medians))
-    return 0
+    print(failed, end="", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

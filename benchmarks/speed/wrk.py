@@ -26,6 +26,7 @@ class NoWrk(RuntimeError):
 class Seen:
     """What one run saw. Latencies in ms, of requests answered with 2xx or 3xx; `errors` are all others."""
 
+    requests: int
     per_second: float
     p50_ms: float
     p99_ms: float
@@ -69,4 +70,5 @@ def run(port: int, key: str, body: dict[str, Any], *, connections: int, seconds:
     if done.returncode != 0:
         raise RuntimeError(f"wrk: {done.stderr.strip()[-300:]}")
     told = json.loads(done.stdout.strip().splitlines()[-1])
-    return Seen(told["requests"] / told["seconds"], told["p50_ms"], told["p99_ms"], told["errors"])
+    per_second = told["requests"] / told["seconds"]
+    return Seen(told["requests"], per_second, told["p50_ms"], told["p99_ms"], told["errors"])
