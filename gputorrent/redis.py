@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -76,17 +76,7 @@ class Script:
         """Run with no KEYS: our scripts build their keys, so Redis Cluster is not supported."""
         return await self.ask(*arguments)
 
-    def ask(self, *arguments: Any, late: Callable[[Any], None] | None = None) -> asyncio.Future[Any]:
+    def ask(self, *arguments: Any) -> asyncio.Future[Any]:
         """The same, under way at once and without a task. Cancelling the future, or whoever waits for it,
-        does not stop the script: what it answers all the same (or the exception) is handed to `late`."""
-        return self._pipe.run(self._sha, self._source, *arguments, late=late)
-
-    async def unless_left(self, late: Callable[[Any], None], *arguments: Any) -> Any:
-        """As a call. Whoever is cancelled while it waits leaves the answer, whenever it comes, to `late`."""
-        asked = self.ask(*arguments, late=late)
-        try:
-            return await asked
-        except asyncio.CancelledError:
-            if asked.done() and not asked.cancelled():  # both came in one turn of the loop
-                late(asked.exception() or asked.result())
-            raise
+        does not stop the script."""
+        return self._pipe.run(self._sha, self._source, *arguments)

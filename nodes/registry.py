@@ -355,15 +355,12 @@ def goodbye(node: Node, message: Goodbye) -> None:
     """The agent has stopped and left nothing behind."""
     check_incarnation(node, message.incarnation)
     with transaction.atomic():
-        # The last beat may still be under way and move the node: then this is about the state it leaves.
+        # The last beat may be under way and move the node: this is about the state it leaves.
         node.refresh_from_db(fields=["state"], from_queryset=Node.objects.select_for_update())
-        move(node, Move.LEAVE, f"said goodbye: {message.reason}" if message.reason else "said goodbye")
+        move(node, Move.LEAVE, ": ".join(filter(None, ("said goodbye", message.reason))))
         Node.objects.filter(pk=node.pk).update(in_flight=0)
     publish(node)
     acl.withdraw(blocking(), node.pk)
-
-
-# -- what nobody asks for ------------------------------------------------------------------------------
 
 
 def publish(node: Node) -> Node:

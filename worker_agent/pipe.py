@@ -54,24 +54,22 @@ class Asked:
 class _Command(Asked):
     """A command, or a script by its hash."""
 
-    __slots__ = ("_callback", "_late", "_packed", "_script", "future")
+    __slots__ = ("_callback", "_packed", "_script", "future")
 
     def __init__(
         self,
         packed: bytes,
         callback: Callable[[Any], Any] | None = None,
         script: tuple[Any, ...] | None = None,
-        late: Callable[[Any], None] | None = None,
     ) -> None:
         super().__init__()
         self._packed, self._callback = packed, callback
         self._script = script  # the same whole, for a server that has forgotten it
-        self._late = late  # hears the answer if the future is done by then
         self.future = _future()
 
     @property
     def wanted(self) -> bool:
-        return self._late is not None or not self.future.done()
+        return self._script is not None or not self.future.done()
 
     def packed(self) -> bytes:
         return self._packed
@@ -84,13 +82,10 @@ class _Command(Asked):
             self.refuse(answer)
         elif not self.future.done():
             self.future.set_result(answer if self._callback is None else self._callback(answer))
-        elif self._late:
-            self._late(answer)
         return True
 
     def refuse(self, error: Exception) -> None:
-        if not refused(self.future, error) and self._late:
-            self._late(error)
+        refused(self.future, error)
 
 
 class Pipe:
@@ -140,13 +135,11 @@ class Pipe:
         self._add(asked, self._waiting)
         return asked.future
 
-    def run(
-        self, sha: str, source: str, *arguments: Any, late: Callable[[Any], None] | None = None
-    ) -> asyncio.Future[Any]:
+    def run(self, sha: str, source: str, *arguments: Any) -> asyncio.Future[Any]:
         """Queue a script by its hash; it is sent whole where the server has forgotten it. Cancelling the
-        future does not stop it: its answer (or the exception) is handed to `late` then."""
+        future does not stop it."""
         packed = hiredis.pack_command(("EVALSHA", sha, 0, *arguments))
-        asked = _Command(packed, script=("EVAL", source, 0, *arguments), late=late)
+        asked = _Command(packed, script=("EVAL", source, 0, *arguments))
         self._add(asked, self._waiting)
         return asked.future
 
