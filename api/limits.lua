@@ -239,9 +239,9 @@ end
 local function budget(k, tokens, name, limit, period, ledger)
   local used = spent(k, k.name, period, ledger)
   local function full() return used + tokens + tonumber(redis.call('GET', k.reserved) or '0') > limit end
-  if not full() then return 'ok', 0 end
+  if not full() then return 'ok', 0, 2 * (used + tokens) > limit end
   purge(k)
-  if not full() then return 'ok', 0 end
+  if not full() then return 'ok', 0, true end
   return name, used + tokens <= limit and 1000 or 0  -- what is under way may take less than it reserved
 end
 
@@ -252,13 +252,14 @@ end
 
 -- key permit web defer_s tokens concurrency rpm tpm per_day per_month day month day_ledger month_ledger
 -- `web` is empty for work that nobody waits for: it has no part in `concurrency`. Limits of 0 are none.
--- Returns verdict, requests left, tokens left, and ms: until these are whole again, until a retry makes sense
+-- Returns verdict, requests left, tokens left, and ms: until these are whole again, until a retry makes sense; and 1
+-- if more than half is used of what a settlement gives back
 function verbs.admit(a)
   local key, permit, web, defer_s, tokens = a[1], a[2], a[3], a[4], a[5]
   local concurrency, rpm, tpm, per_day, per_month = a[6], a[7], a[8], a[9], a[10]
   local k = known(key)
   local hash, n, at = web ~= '' and k.open or k.deferred, k.numbers, k.numbers.at
-  local verdict, retry = 'ok', 0
+  local verdict, retry, tight, tighter = 'ok', 0, false, false
   k.lasting = math.max(k.lasting or WEEK, 2 * defer_s)
 
   if not hash.permits[permit] then  -- else asked again after an answer was lost
@@ -271,8 +272,10 @@ function verbs.admit(a)
       purge(k)
       if held(hash) >= concurrency then verdict, retry = 'concurrency', 1000 end
     end
-    if verdict == 'ok' and per_day > 0 then verdict, retry = budget(k, tokens, 'day', per_day, a[11], a[13]) end
-    if verdict == 'ok' and per_month > 0 then verdict, retry = budget(k, tokens, 'month', per_month, a[12], a[14]) end
+    if verdict == 'ok' and per_day > 0 then verdict, retry, tight = budget(k, tokens, 'day', per_day, a[11], a[13]) end
+    if verdict == 'ok' and per_month > 0 then
+      verdict, retry, tighter = budget(k, tokens, 'month', per_month, a[12], a[14])
+    end
     if verdict == 'ok' then
       charge(k, at, 1, tokens)
       local since = web ~= '' and web or text(second + defer_s)
@@ -280,7 +283,8 @@ function verbs.admit(a)
     end
   end
 
-  return {verdict, rpm - n.r, tpm - n.t, reset(n.r, n.lr), reset(n.t, n.lt), retry}
+  tight = tight or tighter or (tpm > 0 and 2 * n.t > tpm) or (concurrency > 0 and 2 * held(hash) > concurrency)
+  return {verdict, rpm - n.r, tpm - n.t, reset(n.r, n.lr), reset(n.t, n.lt), retry, tight and 1 or 0}
 end
 
 -- key permit waits tokens served day month: the work is over and took so many tokens. Not served: the request

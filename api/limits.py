@@ -63,12 +63,13 @@ class Permit:
         """Wait for the answer. Raises `ApiError` 429, `BrokerUnavailable`."""
         assert self.asked is not None
         try:
-            verdict, *left, retry_ms = await self.asked
+            verdict, *left, retry_ms, tight = await self.asked
         except redis.RedisError as e:
             log.warning("redis unavailable error=%s", type(e).__name__)
             self.limiter.owe(self)  # it may have been counted all the same
             raise BrokerUnavailable("the queue is unavailable for the moment") from None
         self.headers = _headers(self.limits, *left)
+        self.limiter.tight[self.key] = bool(tight)
         if verdict != b"ok":
             raise _refusal(verdict.decode(), self.limits, self.tokens, retry_ms / 1000, self.headers)
 
@@ -90,6 +91,9 @@ class Limiter:
         self._script = Steps(pipe, _SOURCE)
         self._web = web
         self._owed: list[tuple[Any, ...]] = []
+        self.tight: dict[int, bool] = {}
+        """By key, whether more than half of something was used when this process asked last: others may wait
+        for what a settlement gives back."""
 
     async def admit(
         self, caller: Caller, request: Request, *, context: int = 0, deferred: str = ""
@@ -165,7 +169,7 @@ class Limiter:
         return done
 
     def tell_settled(self, permit: Permit, tokens: int, *, served: bool, heard: Heard) -> None:
-        """The same for who does not wait."""
+        """The same for who does not wait: with whatever is asked next, unless others wait for it."""
         settlement = _settlement(permit, tokens, served=served)
 
         def answered(answer: Any) -> None:
@@ -173,7 +177,7 @@ class Limiter:
                 self._owe(settlement)
             heard(answer)
 
-        self._script.tell(*settlement, heard=answered)
+        self._script.tell(*settlement, heard=answered, soon=self.tight.get(permit.key, True))
 
     async def catch_up(self) -> None:
         """Send the settlements that could not be sent. Safe to repeat: each changes something once."""

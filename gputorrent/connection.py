@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 DOOR: Final = "gputorrent.door"
 """Where the door lies in the state of the server."""
 _heads = Heads()
+_PIECES = 16
+"""Of a body that are kept as they came."""
 _WITH_ITS_HEAD = 64 * 1024
 """Bytes of a body that is copied behind its head, to leave in one write. A longer one is not copied."""
 
@@ -196,7 +198,7 @@ class Exchange:
         """The caller closed the connection before the end of the answer."""
         self._begun = False
         self._held = b""
-        self._body: bytes | bytearray = b""
+        self._body: list[bytes] | bytearray = []
         self._door: Door
         self._caller: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -214,12 +216,13 @@ class Exchange:
 
     def gather(self, body: bytes) -> None:
         """The next piece of the body."""
-        if not self._body:
-            self._body = body
-        elif isinstance(self._body, bytes):  # in one piece of memory: many small ones would take far more
-            self._body = bytearray(self._body) + body
+        gathered = self._body
+        if isinstance(gathered, list):
+            gathered.append(body)
+            if len(gathered) > _PIECES:  # in one piece of memory: many small ones would take far more
+                self._body = bytearray(b"".join(gathered))
         else:
-            self._body += body
+            gathered += body
 
     def start(self) -> None:
         """The body is complete."""
@@ -237,7 +240,8 @@ class Exchange:
     async def _run(self) -> None:
         self._runs = True
         tracing.enter(self._trace)
-        body, self._body = bytes(self._body), b""
+        gathered, self._body = self._body, []
+        body = b"".join(gathered) if isinstance(gathered, list) else bytes(gathered)
         try:
             if self.left:
                 return

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import hiredis
 import msgspec
@@ -29,15 +31,15 @@ class Steps:
     The source defines `verbs`, each a function of a table of arguments (text and numbers; a blob is passed as
     the number of the ARGV it is in, before all others), and it may define `begin` and `finish` for what goes
     before and after all `steps`. A step that fails is refused alone. What was sent is sent again when its
-    connection breaks, so a step must change nothing the second time. Of several scripts on one pipe the one
-    with the lesser `rank` runs first.
+    connection breaks, so a step must change nothing the second time. Several scripts on one pipe share their
+    calls: all steps of the one with the lesser `rank` are taken first.
     """
 
     def __init__(self, pipe: Pipe, source: str, rank: int = 0) -> None:
-        self._pipe, self._rank = pipe, rank
-        self.source = source = self.whole(source)
-        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-        self._batch: _Batch | None = None
+        self._pipe = pipe
+        self._part = _Part(source, rank)
+        self._call = _CALLS.setdefault(pipe, _Call())
+        self._call.join(self._part)
 
     async def __call__(self, verb: str, *arguments: Any) -> Any:
         return await self.ask(verb, *arguments)
@@ -55,17 +57,24 @@ class Steps:
         self._add(verb, arguments, blob, (future, late))
         return future
 
-    def tell(self, verb: str, *arguments: Any, heard: Heard) -> None:
-        """One step that nobody waits for: its answer is handed to `heard`, or the exception is."""
-        self._add(verb, arguments, None, (None, heard))
+    def tell(self, verb: str, *arguments: Any, heard: Heard, soon: bool = True) -> None:
+        """One step that nobody waits for: its answer is handed to `heard`, or the exception is. Unless it
+        shall go `soon`, it may wait for what is asked next (see `Pipe.carry`)."""
+        self._add(verb, arguments, None, (None, heard), soon=soon)
 
-    def _add(self, verb: str, arguments: tuple[Any, ...], blob: bytes | None, asker: _Asker) -> None:
-        batch = self._batch
-        if batch is None or batch.closed or len(batch.askers) >= _MOST_STEPS:
-            batch = self._batch = _Batch(self, self._rank)
-        batch.add(verb, arguments, blob, asker)
-        if len(batch.askers) == 1:
-            self._pipe.carry(batch)
+    def _add(
+        self, verb: str, arguments: tuple[Any, ...], blob: bytes | None, asker: _Asker, *, soon: bool = True
+    ) -> None:
+        call = self._call
+        batch = call.batch
+        if batch is None or batch.closed or batch.size >= _MOST_STEPS:
+            batch = call.batch = _Batch(call)
+            batch.add(self._part, verb, arguments, blob, asker)
+            self._pipe.carry(batch, soon=soon)
+        else:
+            batch.add(self._part, verb, arguments, blob, asker)
+            if soon:
+                self._pipe.hurry()
 
     async def unless_left(self, late: Heard, verb: str, *arguments: Any, blob: bytes | None = None) -> Any:
         """As a call. Whoever is cancelled while it waits leaves the answer, whenever it comes, to `late`."""
@@ -79,28 +88,81 @@ class Steps:
 
     @staticmethod
     def whole(source: str) -> str:
-        """What Redis is sent of such a script."""
-        return f"{_HEAD}{source}{_TAIL}"
+        """What Redis is sent of such a script, if it stands alone."""
+        return _whole([source])
 
     @staticmethod
     def alone(verb: str, *arguments: Any) -> list[bytes]:
         """The ARGV of one step without a blob, for a blocking client: the answer is a list of one."""
-        return [encode([[verb, *arguments]])]
+        return [encode([[[verb, *arguments]]])]
+
+
+class _Part:
+    """One script of a call."""
+
+    __slots__ = ("rank", "source")
+
+    def __init__(self, source: str, rank: int) -> None:
+        self.source, self.rank = source, rank
+
+
+class _Call:
+    """The scripts of one pipe as one: a call costs Redis as much as several steps, whichever they are."""
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+        self.batch: _Batch | None = None  # the last one, which may still grow
+        self.source = self.sha = ""
+
+    def join(self, part: _Part) -> None:
+        self.parts = sorted([*self.parts, part], key=attrgetter("rank"))
+        self.source = _whole([each.source for each in self.parts])
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+_CALLS: WeakKeyDictionary[Pipe, _Call] = WeakKeyDictionary()
+
+
+def _whole(sources: list[str]) -> str:
+    return _HEAD + "".join(f"{_BEFORE}{source}{_AFTER}" for source in sources) + _TAIL
 
 
 _HEAD: Final = """
-local steps = cmsgpack.unpack(ARGV[1])
+local given, answers, taken = cmsgpack.unpack(ARGV[1]), {}, 0
+local parts = {
+"""
+_BEFORE: Final = """
+function(steps)
 local verbs, begin, finish = {}
 """
+_AFTER: Final = """
+return verbs, begin, finish
+end,
+"""
 _TAIL: Final = """
-local answers = {}
-if begin then begin() end
-for i, step in ipairs(steps) do
-  local ok, answer = pcall(verbs[table.remove(step, 1)], step)
-  if not ok and type(answer) ~= 'table' then answer = redis.error_reply('ERR ' .. tostring(answer)) end
-  answers[i] = answer or false
+}
+local function refusal(why)
+  return type(why) == 'table' and why or redis.error_reply('ERR ' .. tostring(why))
 end
-if finish then finish() end
+local function take(part, steps)
+  local verbs, begin, finish = part(steps)
+  if begin then begin() end
+  for i, step in ipairs(steps) do
+    local ok, answer = pcall(verbs[table.remove(step, 1)], step)
+    if not ok then answer = refusal(answer) end
+    answers[taken + i] = answer or false
+  end
+  if finish then finish() end
+end
+for n, steps in ipairs(given) do
+  if #steps > 0 then
+    local ok, why = pcall(take, parts[n], steps)
+    if not ok then
+      for i = 1, #steps do answers[taken + i] = refusal(why) end
+    end
+    taken = taken + #steps
+  end
+end
 return answers
 """
 
@@ -112,46 +174,67 @@ _MOST_STEPS: Final = 256
 class _Batch(Asked):
     """The steps of one call, until it is written; then those who wait for their answers."""
 
-    __slots__ = ("_blobs", "_script", "_steps", "_whole", "askers", "closed")
+    __slots__ = ("_askers", "_blobs", "_call", "_steps", "_whole", "closed", "size")
 
-    def __init__(self, script: Steps, rank: int) -> None:
+    def __init__(self, call: _Call) -> None:
         super().__init__()
-        self.rank = rank
         self.closed = False  # written, or refused: nothing joins it any more
-        self.askers: list[_Asker] = []
-        self._script, self._whole = script, False
-        self._steps: list[list[Any]] = []
+        self.size = 0
+        self._call, self._whole = call, False
+        self._steps: dict[_Part, list[list[Any]]] = {}
+        self._askers: dict[_Part, list[_Asker]] = {}
         self._blobs: list[bytes] = []
 
-    def add(self, verb: str, arguments: tuple[Any, ...], blob: bytes | None, asker: _Asker) -> None:
-        if blob is None:
-            self._steps.append([verb, *arguments])
-        else:
+    def add(
+        self, part: _Part, verb: str, arguments: tuple[Any, ...], blob: bytes | None, asker: _Asker
+    ) -> None:
+        step: list[Any] = [verb]
+        if blob is not None:
             self._blobs.append(blob)
-            self._steps.append([verb, 1 + len(self._blobs), *arguments])
-        self.askers.append(asker)
+            step.append(1 + len(self._blobs))
+        step += arguments
+        known = self._steps.get(part)
+        if known is None:
+            self._steps[part], self._askers[part] = [step], [asker]
+        else:
+            known.append(step)
+            self._askers[part].append(asker)
+        self.size += 1
+
+    def _in_order(self) -> list[_Asker]:
+        """As the steps are taken."""
+        return [asker for part in self._call.parts for asker in self._askers.get(part, ())]
 
     @property
     def wanted(self) -> bool:
-        return any(future is None or heard is not None or not future.done() for future, heard in self.askers)
+        return any(
+            future is None or heard is not None or not future.done() for future, heard in self._in_order()
+        )
 
-    def packed(self) -> bytes:
+    def packed(self) -> list[bytes]:
         self.closed = True
-        command: list[Any] = ["EVALSHA", self._script.sha, 0, encode(self._steps), *self._blobs]
-        if self._whole:
-            command[:2] = "EVAL", self._script.source
-        packed: bytes = hiredis.pack_command(tuple(command))
-        return packed
+        call = self._call
+        steps = encode([self._steps.get(part, ()) for part in call.parts])
+        name, script = ("EVAL", call.source) if self._whole else ("EVALSHA", call.sha)
+        command: tuple[Any, ...] = name, script, 0, steps
+        head: bytes = hiredis.pack_command(command)
+        if not self._blobs:
+            return [head]
+        # By hand, so that long blobs are copied nowhere: the same command with more arguments.
+        pieces = [b"*%d" % (4 + len(self._blobs)), head[2:]]
+        for blob in self._blobs:
+            pieces += b"$%d\r\n" % len(blob), blob, b"\r\n"
+        return pieces
 
     def answered(self, answer: Any) -> bool:
         if isinstance(answer, NoScriptError) and not self._whole:
             self._whole = True
             return False
-        if not isinstance(answer, list) or len(answer) != len(self.askers):
+        if not isinstance(answer, list) or len(answer) != self.size:
             told = isinstance(answer, Exception)
             self.refuse(answer if told else redis.ResponseError("not an answer for each step"))
             return True
-        for (future, heard), each in zip(self.askers, answer, strict=True):
+        for (future, heard), each in zip(self._in_order(), answer, strict=True):
             if future is None or future.done():
                 if heard is not None:
                     heard(each)
@@ -163,6 +246,6 @@ class _Batch(Asked):
 
     def refuse(self, error: Exception) -> None:
         self.closed = True
-        for future, heard in self.askers:
+        for future, heard in self._in_order():
             if (future is None or not refused(future, error)) and heard is not None:
                 heard(error)

@@ -47,7 +47,7 @@ local function put(node, model, ref, lease, owner, work, how, b)
   redis.call('HSET', SLOTS .. place, ref, entry)
   redis.call('SADD', PLACES, place)
   redis.call('HINCRBY', BYTES, node, #work)
-  deliver(node, work)
+  deliver(node, owner, work)
 end
 
 -- Take a job off its queue. `left`: it was not placed.

@@ -341,12 +341,12 @@ class Dispatcher:
             # At once: as a task it would run after the next attempt has joined the queue, and take that out.
             self._effect(self.board.leave_soon(job.id))
             return None
-        self.outlook.left(node, job.request.model)
+        spare = self.outlook.left(node, job.request.model)
         outcome = job.current.outcome
         suspect, verdict = self.outlook.suspect(job.request, outcome), breaker.verdict(outcome)
         place = node, job.request.model, job.id, job.attempt
         if not suspect and outcome != Outcome.ENGINE_DIED:  # nobody waits for it
-            self.board.give_back(*place, verdict, heard=self._effect.hears())
+            self.board.give_back(*place, verdict, heard=self._effect.hears(), soon=not spare)
             return None
         given_back = self.board.release_soon(*place, verdict, suspect)
         if suspect:

@@ -171,21 +171,24 @@ class Mailbox:
         stream = OwnStream(pipe, reply_key(self.web), _PER_READ, _BLOCK_MS)
         pause = 0.05
         while True:
+            read = stream.reads
             try:
-                entries = await stream.next()
-                pause = 0.05
+                await stream.follow(self._take_all)
             except (redis.RedisError, OSError) as e:
+                if stream.reads > read:
+                    pause = 0.05
                 log.warning(
                     "reply stream unreadable error=%s, trying again in %.1f s", type(e).__name__, pause
                 )
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
-                continue
-            for fields in entries:
-                try:
-                    self._take(fields)
-                except Exception:  # one bad message must not silence every other job
-                    log.exception("reply dropped")
+
+    def _take_all(self, entries: list[dict[bytes, bytes]]) -> None:
+        for fields in entries:
+            try:
+                self._take(fields)
+            except Exception:  # one bad message must not silence every other job
+                log.exception("reply dropped")
 
     # -- one entry -----------------------------------------------------------------------------------
 
@@ -252,6 +255,8 @@ class OwnStream:
         self._pipe, self._key, self._bounds = pipe, key, ("COUNT", per_read, "BLOCK", block_ms)
         self._cursor = "0-0"
         self._read: list[bytes] = []
+        self.reads = 0
+        """That were answered."""
 
     async def next(self) -> list[dict[bytes, bytes]]:
         """The fields of what is new; nothing if nothing came. Raises `redis.RedisError`."""
@@ -259,7 +264,40 @@ class OwnStream:
         answer = await self._pipe.send("XREAD", *self._bounds, "STREAMS", self._key, self._cursor)
         if deleted is not None:
             deleted.result()
+        return self._noted(answer)
+
+    async def follow(self, take: Callable[[list[dict[bytes, bytes]]], None]) -> None:
+        """Hand over what is new, again and again, where it comes off the connection: no task wakes for it,
+        and what it wakes goes before the next read. Raises `redis.RedisError` when a read fails. Cancelled,
+        it hands over nothing more."""
+        broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def fail(error: Exception) -> None:
+            if not broken.done():
+                broken.set_exception(error)
+
+        def deleted(answer: Any) -> None:
+            if isinstance(answer, Exception):
+                fail(answer)
+
+        def heard(answer: Any) -> None:
+            if isinstance(answer, Exception):
+                fail(answer)
+            elif not broken.done():
+                take(self._noted(answer))
+                ask()
+
+        def ask() -> None:
+            if self._read:
+                self._pipe.tell("XDEL", self._key, *self._read, heard=deleted)
+            self._pipe.tell("XREAD", *self._bounds, "STREAMS", self._key, self._cursor, heard=heard)
+
+        ask()
+        await broken
+
+    def _noted(self, answer: Any) -> list[dict[bytes, bytes]]:
         entries = entries_of(answer)
+        self.reads += 1
         self._read = [entry for entry, _ in entries]
         if entries:
             self._cursor = self._read[-1].decode()

@@ -39,6 +39,7 @@ class Outlook:
         self.affinity, self.spreading = Affinity(), Spreading(self._standings.touch)
         self.in_flight: dict[str, int] = {}
         """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
+        self._slots: dict[str, int] = {}  # by ``node/model``, since the last refresh
         self.breakers: dict[str, Breaker] = {}
         """By ``node/model``, those that were not closed at the last refresh."""
         self.strikes: dict[str, Strikes] = {}
@@ -53,6 +54,7 @@ class Outlook:
         for line in breaker.changes(self.breakers, seen.breakers):
             log.warning(line)
         self.in_flight, self.breakers, self.strikes = seen.loads, seen.breakers, seen.strikes
+        self._slots.clear()
         self._standings.clear()
         return changed
 
@@ -97,11 +99,18 @@ class Outlook:
         view = self.snapshot.nodes.get(node)
         return view.incarnation if view else 0
 
-    def left(self, node: str, model: str) -> None:
-        """An attempt less."""
+    def left(self, node: str, model: str) -> bool:
+        """An attempt less. Returns whether half of the node's slots were free before, so that nobody waits
+        for this one, as far as is known here."""
         place = f"{node}/{model}"
-        self.in_flight[place] = max(0, self.in_flight.get(place, 0) - 1)
+        before = self.in_flight.get(place, 0)
+        self.in_flight[place] = max(0, before - 1)
         self._standings.touch(model, node)
+        slots = self._slots.get(place)
+        if slots is None:
+            view = self.snapshot.nodes.get(node)
+            slots = self._slots[place] = sum(m.slots for m in view.models if m.name == model) if view else 0
+        return 2 * before <= slots
 
     def suspect(self, request: Request, outcome: str) -> str:
         """The request's fingerprint, if this outcome says something of the request; empty otherwise."""

@@ -29,8 +29,12 @@ local function entry_of(lease, owner, work)
   return string.format('%s %s %d %d', lease, owner, #work, now_ms())
 end
 
-local function deliver(node, work)
+-- Work that somebody waits for never reaches the append-only file, nor a replica: it lies in the inbox for as long as
+-- the node takes to read it, and what gets lost there the recount has done again. Prompts are most of what is written.
+local function deliver(node, owner, work)
+  if owner ~= '' then redis.set_repl(redis.REPL_NONE) end
   redis.call('XADD', 'gt:node:' .. node .. ':inbox', '*', 'm', work)
+  if owner ~= '' then redis.set_repl(redis.REPL_ALL) end
 end
 
 local places, nodes, queues = {}, {}, {}
@@ -130,7 +134,7 @@ local function reserve_quickly(a)
     if p.held < p.capacity and n.alive and (used <= 0 or used + #work <= a[13]) then
       if p.breaker then return nil end
       local entry = entry_of(a[4], a[5], work)
-      deliver(a[i], work)
+      deliver(a[i], a[5], work)
       entries[p.name][ref] = entry
       p.fresh[ref] = true  -- not written yet: what gives it back is not for the quick form
       p.puts[#p.puts + 1] = ref

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import hiredis
@@ -21,25 +20,29 @@ from redis.exceptions import NoScriptError, ResponseError
 ANSWER_SECONDS = 2.5
 """How long one command may take before the request in front of it is refused with 503."""
 
+LINGER_SECONDS = 0.001
+"""How long what nobody waits for may wait for company: the end of one request and the beginning of the next,
+which comes as soon as its client has read the answer, take one trip then. The least of libuv's clock."""
+_JOINED_BYTES = 64 * 1024
+"""Up to here one copy costs less than many pieces do."""
 _MORE: Any = object()
 
 
 class Asked:
     """One command as a pipe carries it, and whoever waits for its answer."""
 
-    __slots__ = ("again", "rank")
+    __slots__ = ("again",)
 
     def __init__(self) -> None:
         self.again = False  # it was sent before, over a connection that broke
-        self.rank = 0  # of those that are carried in front, the least goes first
 
     @property
     def wanted(self) -> bool:
         """Whether it is worth sending once more, over a new connection."""
         raise NotImplementedError
 
-    def packed(self) -> bytes:
-        """As it goes out, each time it does."""
+    def packed(self) -> list[bytes]:
+        """As it goes out, each time it does: the pieces of one command."""
         raise NotImplementedError
 
     def answered(self, answer: Any) -> bool:
@@ -71,8 +74,8 @@ class _Command(Asked):
     def wanted(self) -> bool:
         return self._script is not None or not self.future.done()
 
-    def packed(self) -> bytes:
-        return self._packed
+    def packed(self) -> list[bytes]:
+        return [self._packed]
 
     def answered(self, answer: Any) -> bool:
         if isinstance(answer, Exception):
@@ -86,6 +89,30 @@ class _Command(Asked):
 
     def refuse(self, error: Exception) -> None:
         refused(self.future, error)
+
+
+class _Told(Asked):
+    """A command whose answer is handed on."""
+
+    __slots__ = ("_heard", "_packed")
+
+    def __init__(self, packed: bytes, heard: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._packed, self._heard = packed, heard
+
+    @property
+    def wanted(self) -> bool:
+        return True
+
+    def packed(self) -> list[bytes]:
+        return [self._packed]
+
+    def answered(self, answer: Any) -> bool:
+        self._heard(answer)
+        return True
+
+    def refuse(self, error: Exception) -> None:
+        self._heard(error)
 
 
 class Pipe:
@@ -111,6 +138,9 @@ class Pipe:
         self._line: _Line | None = None
         self._forgotten = 0  # of those that wait, the first so many are scripts to be sent whole
         self._soon = False  # a write is about to happen, or a connection to be opened
+        self._hurried = False  # of those that wait, some shall go soon
+        self._lingering: asyncio.TimerHandle | None = None
+        self._writes = 0
         self._opening: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -135,6 +165,11 @@ class Pipe:
         self._add(asked, self._waiting)
         return asked.future
 
+    def tell(self, *command: Any, heard: Callable[[Any], None]) -> None:
+        """Queue a command whose answer, or the `RedisError`, is handed to `heard` as soon as it has come:
+        without a future, and without a turn of the loop in between."""
+        self._add(_Told(hiredis.pack_command(command), heard), self._waiting)
+
     def run(self, sha: str, source: str, *arguments: Any) -> asyncio.Future[Any]:
         """Queue a script by its hash; it is sent whole where the server has forgotten it. Cancelling the
         future does not stop it."""
@@ -143,19 +178,41 @@ class Pipe:
         self._add(asked, self._waiting)
         return asked.future
 
-    def carry(self, asked: Asked) -> None:
+    def carry(self, asked: Asked, *, soon: bool = True) -> None:
         """Queue something that still grows until it is written: it goes in front of all commands of that
-        write, by its rank."""
-        self._add(asked, self._in_front)
+        write. Unless it shall go `soon`, it goes with what is asked next, or after `LINGER_SECONDS`."""
+        self._add(asked, self._in_front, soon=soon)
 
-    def _add(self, asked: Asked, queue: list[Asked]) -> None:
+    def hurry(self) -> None:
+        """What is carried has grown by something that shall go soon."""
+        self._hurried = True
+        if not self._sent and not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def _add(self, asked: Asked, queue: list[Asked], *, soon: bool = True) -> None:
         if self._ended is not None:
             asked.refuse(self._ended)
             return
         queue.append(asked)
-        if not self._sent and not self._soon:
-            self._soon = True
-            asyncio.get_running_loop().call_soon(self._write)
+        if soon:
+            self.hurry()
+        elif not self._sent and not self._soon:
+            self._linger()
+
+    def _linger(self) -> None:
+        if self._lingering is None:
+            loop = asyncio.get_running_loop()
+            self._lingering = loop.call_later(LINGER_SECONDS, self._lingered, self._writes)
+
+    def _lingered(self, writes: int) -> None:
+        self._lingering = None
+        if self._sent or self._soon or not (self._in_front or self._waiting):
+            return
+        if writes == self._writes:
+            self._write()
+        else:
+            self._linger()  # what it was set for has left with others; this has come since
 
     def flush(self) -> None:
         """Write at once what was given in this turn, if nothing is under way: for who gathers by himself."""
@@ -174,10 +231,12 @@ class Pipe:
             return
         again = self._forgotten
         self._sent.extend(self._waiting[:again])
-        self._sent.extend(sorted(self._in_front, key=_RANK))
+        self._sent.extend(self._in_front)
         self._sent.extend(self._waiting[again:])
         self._waiting, self._in_front, self._forgotten = [], [], 0
-        self._line.write([asked.packed() for asked in self._sent])
+        self._hurried = False
+        self._writes += 1
+        self._line.write([piece for asked in self._sent for piece in asked.packed()])
         self._deadline = loop.time() + self._answer_seconds
         if self._timer is None:
             self._timer = loop.call_at(self._deadline, self._look)
@@ -232,6 +291,9 @@ class Pipe:
             self._waiting.insert(self._forgotten, asked)
             self._forgotten += 1
         if not self._sent and not self._soon and (self._waiting or self._in_front):
+            if not self._hurried and not self._waiting:
+                self._linger()
+                return
             self._soon = True
             # Behind those who have just been answered: what they ask next goes along.
             asyncio.get_running_loop().call_soon(self._write)
@@ -272,8 +334,13 @@ class _Line(asyncio.Protocol):
         self._transport.set_protocol(self)
         self._transport.resume_reading()
 
-    def write(self, packed: list[bytes]) -> None:
-        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
+    def write(self, pieces: list[bytes]) -> None:
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        elif sum(map(len, pieces)) <= _JOINED_BYTES:
+            self._transport.write(b"".join(pieces))
+        else:
+            self._transport.writelines(pieces)
 
     def abort(self) -> None:
         self._transport.abort()
@@ -308,9 +375,6 @@ def refused(future: asyncio.Future[Any], error: Exception) -> bool:
     future.set_exception(error)
     future.exception()  # a caller that has left must not raise "never retrieved"
     return True
-
-
-_RANK = attrgetter("rank")
 
 
 def _error(message: str) -> Exception:

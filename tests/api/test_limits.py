@@ -23,6 +23,7 @@ from jobs.lifecycle import Move
 from jobs.mailbox import web_key
 from tests.jobs.desk import request
 from tests.jobs.scripted import until
+from worker_agent import pipe as pipe_module
 from worker_agent.contract import Done, Usage
 
 WEBS = ("web-a", "web-b")
@@ -273,6 +274,47 @@ async def test_what_is_under_way_is_reserved_from_the_budget(limiters):
     for permit in permits:
         await limiters[0].settle(permit, 10, served=True)
     await admitted(limiters[0], who)
+
+
+@pytest.mark.parametrize(
+    ("limited", "tight"),
+    [
+        ({"requests_per_minute": 1}, False),  # nothing of that comes back at the end
+        ({"concurrency": 2}, False),
+        ({"concurrency": 1}, True),
+        ({"tokens_per_minute": 200}, False),
+        ({"tokens_per_minute": 199}, True),
+        ({"tokens_per_day": 200}, False),
+        ({"tokens_per_day": 199}, True),
+        ({"tokens_per_month": 199}, True),
+        ({"tokens_per_day": 199, "tokens_per_month": 9000}, True),
+        ({"tokens_per_day": 9000, "tokens_per_month": 199, "concurrency": 9}, True),
+    ],
+)
+async def test_who_has_used_half_gets_back_at_once_what_was_not_used(
+    limiter, wire, monkeypatch, limited, tight
+):
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+    permit = await admitted(limiter, caller(**limited))  # 100 tokens
+    assert limiter.tight[permit.key] == tight
+    heard: list[Any] = []
+    limiter.tell_settled(permit, 10, served=True, heard=heard.append)
+    if tight:
+        await until(lambda: heard == [1])
+    else:
+        await asyncio.sleep(0.02)
+        assert heard == []
+        await admitted(limiter, caller(8, concurrency=9))
+        assert heard == [1]
+
+
+async def test_whether_half_is_used_is_as_the_last_answer_said(limiter, monkeypatch):
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+    who = caller(concurrency=3)
+    first, _ = await admitted(limiter, who), await admitted(limiter, who)
+    heard: list[Any] = []
+    limiter.tell_settled(first, 10, served=True, heard=heard.append)
+    await until(lambda: heard == [1])
 
 
 async def test_budgets_outlive_redis_and_windows_start_anew(limiter, wire):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
-from jobs.board import Bound, Full, Held, Placed, Waiting
+from gputorrent.embedded import RedisServer
+from gputorrent.redis import piped
+from jobs.board import Board, Bound, Full, Held, Placed, Waiting
 from jobs.errors import NotPermitted
 from nodes import view
 from tests.jobs.scripted import ScriptedNode, work
-from worker_agent.contract import reply_key
+from worker_agent.contract import decode_work, inbox_key, reply_key
 
 A, B = "a" * 16, "b" * 16
 
@@ -22,6 +25,10 @@ def open_web(wire, web: str) -> None:
 
 def announced(wire, web: str) -> list[str]:
     return [fields[b"p"].decode() for _, fields in wire.xrange(reply_key(web))]
+
+
+def inbox_of(wire) -> list[str]:
+    return [decode_work(fields[b"m"]).job for _, fields in wire.xrange(inbox_key(A))]
 
 
 def left_over(wire) -> list[bytes]:
@@ -45,6 +52,27 @@ async def test_asking_twice_takes_one_slot_and_delivers_once(node, reserve, boar
     assert len(node.inbox()) == 1
     assert await reserve("j2") == await reserve("j2") == Waiting(0)
     assert await board.depths(["m"]) == (1, {"m": 1})
+
+
+async def test_what_a_caller_waits_for_is_never_written_to_disk(tmp_path, settings):
+    with RedisServer(tmp_path, persist=True) as server:
+        settings.REDIS_URL = server.url
+        async with piped() as pipe:
+            with redis.Redis.from_url(server.url) as wire:
+                ScriptedNode(wire, A, slots=2)
+                board = Board(pipe)
+                for job, reply in (("j1", "web"), ("j2", "")):
+                    given = work(job, body=f"prompt of {job}".encode(), reply=reply)
+                    assert await board.reserve(given, [A], tenant="t", wait_seconds=60) == Placed(A)
+                assert inbox_of(wire) == ["j1", "j2"]
+        server.stop()
+        kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.aof"))
+        assert b"prompt of j2" in kept
+        assert b"prompt of j1" not in kept
+        server.start()
+        with redis.Redis.from_url(server.url) as wire:
+            assert inbox_of(wire) == ["j2"]
+            assert wire.hlen(f"gt:board:slots:{A}/m") == 2  # the recount sees to the other
 
 
 async def test_a_second_attempt_takes_a_slot_of_its_own(wire, reserve, board):

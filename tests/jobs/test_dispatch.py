@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from jobs import errors, interactive
+from jobs import errors, interactive, mailbox
 from jobs.models import Job, JobState
 from tests.jobs.scripted import ScriptedNode, until
+from worker_agent import pipe as pipe_module
 from worker_agent.contract import Cancel, Chunk, Done, Load, ModelState, Outcome
 
 A, B, C, D = (letter * 16 for letter in "abcd")
@@ -38,6 +39,47 @@ async def test_a_whole_answer_comes_back_and_is_recorded(desk, wire):
     assert row.created_at <= row.placed_at <= row.finished_at
     assert "score" in row.why
     assert await attempts(desk, asking.job) == [(node.id, "done")]
+
+
+@pytest.fixture
+def lingering(monkeypatch) -> None:
+    """What may wait for company waits until something is asked; nothing is by itself."""
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+    monkeypatch.setattr(mailbox, "_REFRESH_SECONDS", 60.0)
+
+
+@pytest.mark.parametrize(("slots", "used"), [(1, 1), (2, 2), (3, 2)])
+async def test_a_slot_that_others_may_wait_for_comes_back_at_once(lingering, desk, wire, slots, used):
+    node = ScriptedNode(wire, slots=slots)
+    await desk.refresh()
+    kept = []
+    for _ in range(used - 1):
+        kept.append(desk.ask(stream=False))
+        await node.take()
+    asking = desk.ask(stream=False)
+    node.done(await node.take())
+    await asking.first()
+    await until(lambda: wire.hlen(f"gt:board:slots:{node.id}/m") == used - 1)
+    for other in kept:
+        await other.leave()
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+async def test_a_slot_of_many_comes_back_with_the_next_request(lingering, desk, wire, slots):
+    node = ScriptedNode(wire, slots=slots)
+    await desk.refresh()
+    asking = desk.ask(stream=False)
+    node.done(await node.take())
+    await asking.first()
+    await asyncio.sleep(0.02)
+    assert wire.hlen(f"gt:board:slots:{node.id}/m") == 1
+    before = wire.info("commandstats")["cmdstat_evalsha"]["calls"]
+    following = desk.ask(stream=False)
+    work = await node.take()
+    assert wire.hlen(f"gt:board:slots:{node.id}/m") == 1
+    assert wire.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 1
+    node.done(work)
+    await following.first()
 
 
 async def test_a_stream_comes_back_byte_for_byte(desk, wire):

@@ -10,6 +10,8 @@ from redis.exceptions import ResponseError
 
 from gputorrent.redis import Pipe, asynchronous
 from gputorrent.steps import Steps
+from tests.jobs.scripted import until
+from worker_agent import pipe as pipe_module
 
 _LIST = """
 function verbs.add(a)
@@ -64,7 +66,7 @@ async def test_what_is_asked_while_a_call_is_under_way_goes_with_the_next(steps,
 
 
 async def test_each_gets_its_own_blob(steps):
-    blobs = [bytes([n, 0, 255]) * n for n in range(4)]
+    blobs = [bytes([n, 0, 255]) * n * size for size in (1, 40_000) for n in range(4)]
     asked = [steps.ask("blob", f"-{n}", blob=blob) for n, blob in enumerate(blobs)]
     assert await asyncio.gather(*asked) == [b"%b-%d" % (blob, n) for n, blob in enumerate(blobs)]
 
@@ -96,6 +98,91 @@ async def test_of_two_scripts_the_one_of_lesser_rank_runs_first_whichever_was_as
         await asyncio.gather(*(script.ask("add", int(script is late)) for script in given))
         said = [item == b"1" for item in wire.lrange("list", 0, -1)]
         assert said == sorted(said)
+
+
+async def test_all_scripts_of_a_pipe_share_a_call(client, wire):
+    pipe = Pipe(client)
+    scripts = [Steps(pipe, f"-- {n}\n{_LIST}") for n in range(3)]
+    await scripts[0]("add", "first")
+    before = calls(wire)
+    blobs = [script.ask("blob", f"-{n}", blob=b"%d" % n) for n, script in enumerate(scripts)]
+    answers = await asyncio.gather(*(script.ask("add", "a") for script in scripts), *blobs)
+    assert answers == [2, 3, 4, b"0-0", b"1-1", b"2-2"]
+    assert calls(wire) == before + 1
+
+
+async def test_a_script_that_fails_as_a_whole_takes_no_other_along(client, wire):
+    pipe = Pipe(client)
+    broken = Steps(pipe, f"{_LIST}\nbegin = function() return steps[1].no.such end")
+    sound = Steps(pipe, _LIST, rank=1)
+    answers = await asyncio.gather(
+        broken.ask("add", "a"), sound.ask("add", "b"), broken.ask("add", "c"), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [ResponseError, int, ResponseError]
+    assert wire.lrange("list", 0, -1) == [b"b"]
+
+
+async def test_what_nobody_waits_for_goes_with_what_is_asked_next(steps, wire, monkeypatch):
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+    heard: list[object] = []
+    await steps("add", "first")
+    before = calls(wire)
+    steps.tell("add", "quiet", heard=heard.append, soon=False)
+    await asyncio.sleep(0.02)
+    assert (heard, calls(wire)) == ([], before)
+    assert await steps("add", "asked") == 3
+    assert (heard, calls(wire)) == ([2], before + 1)
+    assert wire.lrange("list", 0, -1) == [b"first", b"quiet", b"asked"]
+
+
+async def test_what_nobody_waits_for_does_not_follow_a_call_at_once_either(steps, wire, monkeypatch):
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+    heard: list[object] = []
+    await steps("add", "first")
+    under_way = steps.ask("add", "second")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    steps.tell("add", "quiet", heard=heard.append, soon=False)
+    assert await under_way == 2
+    await asyncio.sleep(0.02)
+    assert (heard, wire.llen("list")) == ([], 2)
+    assert await steps("add", "asked") == 4
+    assert heard == [3]
+
+
+async def test_what_nobody_waits_for_goes_by_itself_in_the_end(steps):
+    heard: list[object] = []
+    for n in range(1, 4):
+        steps.tell("add", n, heard=heard.append, soon=False)
+        await until(lambda: heard == list(range(1, n + 1)))  # noqa: B023 - awaited here
+    assert heard == [1, 2, 3]
+
+
+async def test_that_something_else_took_its_predecessor_along_keeps_nothing_back(steps, monkeypatch):
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 0.05)
+    heard: list[object] = []
+    await steps("add", "first")
+    steps.tell("add", "quiet", heard=heard.append, soon=False)
+    await steps("add", "asked")
+    steps.tell("add", "quiet", heard=heard.append, soon=False)
+    await until(lambda: heard == [2, 4])
+
+
+async def test_what_others_may_wait_for_goes_soon(steps, monkeypatch):
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+    heard: list[object] = []
+    steps.tell("add", "quiet", heard=heard.append, soon=False)
+    steps.tell("add", "soon", heard=heard.append)
+    await until(lambda: heard == [1, 2])
+
+
+async def test_a_pipe_that_is_closed_refuses_what_lingers(steps, monkeypatch):
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+    heard: list[object] = []
+    await steps("add", "a")
+    steps.tell("add", "quiet", heard=heard.append, soon=False)
+    await steps._pipe.close()
+    assert [type(error) for error in heard] == [redis.ConnectionError]
 
 
 async def test_steps_go_out_before_the_commands_of_the_same_turn(steps, wire):
