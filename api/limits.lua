@@ -24,8 +24,7 @@ local WEEK, MONTH = 7 * 86400, '2764800'  -- of 32 days
 -- What this batch knows of a key. Numbers and permits that were changed are marked, until `write`.
 local keys = {}
 
-local time = redis.call('TIME')
-local second, now_ms = tonumber(time[1]), time[1] * 1000 + math.floor(time[2] / 1000)
+local second, now_ms = tonumber(time()[1]), time()[1] * 1000 + math.floor(time()[2] / 1000)
 
 -- Whole numbers as text. (Lua's own way, and Redis's with an argument that is a number, is that of fractions, which
 -- costs about as much as a command.)
@@ -102,12 +101,12 @@ local function charge(k, at, requests, tokens)
   if requests ~= 0 then
     add(k, r, requests)
     add(k, 'r', requests)
-    if requests > 0 then k.numbers.lr, k.changed.lr = at, true end
+    if requests > 0 and k.numbers.lr ~= at then k.numbers.lr, k.changed.lr = at, true end
   end
   if tokens ~= 0 then
     add(k, t, tokens)
     add(k, 't', tokens)
-    if tokens > 0 then k.numbers.lt, k.changed.lt = at, true end
+    if tokens > 0 and k.numbers.lt ~= at then k.numbers.lt, k.changed.lt = at, true end
   end
 end
 
@@ -155,7 +154,8 @@ local function write(k)
   end
   if k.more ~= 0 or k.taken then
     local left = redis.call('INCRBY', k.reserved, text(k.more))
-    if k.taken and (left <= 0 or redis.call('EXISTS', k.open.key, k.deferred.key) == 0) then
+    local some = (k.open.held or 0) + (k.deferred.held or 0) > 0
+    if k.taken and (left <= 0 or not some and redis.call('EXISTS', k.open.key, k.deferred.key) == 0) then
       redis.call('DEL', k.reserved)
     elseif k.lasting and (k.changed.at or left == k.more) then
       redis.call('EXPIRE', k.reserved, text(k.lasting))
@@ -172,13 +172,14 @@ end
 begin = function()
   local asked = {}
   for _, step in ipairs(steps) do
-    step[2] = text(step[2])
-    local k = key_of(step[2])
+    step[1] = text(step[1])
+    local k = key_of(step[1])
     local waits
-    if step[1] == 'admit' then waits = step[4] ~= '' else waits = step[4] == 1 end
+    if step[#step] == 'admit' then waits = step[3] ~= '' else waits = step[3] == 1 end
     local hash = waits and k.open or k.deferred
-    asked[hash] = asked[hash] or {}
-    table.insert(asked[hash], step[3])
+    local permits = asked[hash] or {}
+    permits[#permits + 1] = step[2]
+    asked[hash] = permits
   end
   for hash, permits in pairs(asked) do
     local entries = redis.call('HMGET', hash.key, unpack(permits))

@@ -30,9 +30,10 @@ class Steps:
 
     The source defines `verbs`, each a function of a table of arguments (text and numbers; a blob is passed as
     the number of the ARGV it is in, before all others), and it may define `begin` and `finish` for what goes
-    before and after all `steps`. A step that fails is refused alone. What was sent is sent again when its
-    connection breaks, so a step must change nothing the second time. Several scripts on one pipe share their
-    calls: all steps of the one with the lesser `rank` are taken first.
+    before and after all `steps`, where each has its verb behind its arguments. `time()` is Redis's, the same
+    for the whole call. A step that fails is refused alone. What was sent is sent again when its connection
+    breaks, so a step must change nothing the second time. Several scripts on one pipe share their calls: all
+    steps of the one with the lesser `rank` are taken first.
     """
 
     def __init__(self, pipe: Pipe, source: str, rank: int = 0) -> None:
@@ -94,7 +95,7 @@ class Steps:
     @staticmethod
     def alone(verb: str, *arguments: Any) -> list[bytes]:
         """The ARGV of one step without a blob, for a blocking client: the answer is a list of one."""
-        return [encode([[[verb, *arguments]]])]
+        return [encode([[[*arguments, verb]]])]
 
 
 class _Part:
@@ -129,6 +130,11 @@ def _whole(sources: list[str]) -> str:
 
 _HEAD: Final = """
 local given, answers, taken = cmsgpack.unpack(ARGV[1]), {}, 0
+local moment
+local function time()
+  moment = moment or redis.call('TIME')
+  return moment
+end
 local parts = {
 """
 _BEFORE: Final = """
@@ -148,7 +154,7 @@ local function take(part, steps)
   local verbs, begin, finish = part(steps)
   if begin then begin() end
   for i, step in ipairs(steps) do
-    local ok, answer = pcall(verbs[table.remove(step, 1)], step)
+    local ok, answer = pcall(verbs[table.remove(step)], step)
     if not ok then answer = refusal(answer) end
     answers[taken + i] = answer or false
   end
@@ -167,8 +173,8 @@ return answers
 """
 
 
-_MOST_STEPS: Final = 256
-"""In one call: about 2 ms in which Redis does nothing else."""
+_MOST_STEPS: Final = 512
+"""In one call: about 3 ms in which Redis does nothing else."""
 
 
 class _Batch(Asked):
@@ -188,11 +194,11 @@ class _Batch(Asked):
     def add(
         self, part: _Part, verb: str, arguments: tuple[Any, ...], blob: bytes | None, asker: _Asker
     ) -> None:
-        step: list[Any] = [verb]
-        if blob is not None:
+        if blob is None:
+            step = [*arguments, verb]
+        else:
             self._blobs.append(blob)
-            step.append(1 + len(self._blobs))
-        step += arguments
+            step = [1 + len(self._blobs), *arguments, verb]
         known = self._steps.get(part)
         if known is None:
             self._steps[part], self._askers[part] = [step], [asker]

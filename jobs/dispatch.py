@@ -361,21 +361,31 @@ class Dispatcher:
     # -- ending --------------------------------------------------------------------------------------
 
     def _finished(self, job: InteractiveJob, done: Done) -> None:
+        """The answer is complete. What else there is to do waits for the next turn: it is written then."""
         job.http_status = done.status
-        self.settle(job)
         if done.status < 400:
-            self._end(job, Move.COMPLETE)
+            self._ends(job, Move.COMPLETE)
         else:
-            self._end(job, Move.FAIL, code="rejected_by_engine", message=f"the engine answered {done.status}")
+            self._ends(job, Move.FAIL, "rejected_by_engine", f"the engine answered {done.status}")
+        asyncio.get_running_loop().call_soon(self._after, job)
+
+    def _after(self, job: InteractiveJob) -> None:
+        self.settle(job)
+        self._over(job)
 
     def _end(self, job: InteractiveJob, how: Move, *, code: str = "", message: str = "") -> None:
-        if job.left_at:
-            return  # its end is noted; the end of its attempt is seen to by the watch
-        if job.move(how):
+        self._ends(job, how, code, message)
+        self._over(job)
+
+    def _ends(self, job: InteractiveJob, how: Move, code: str = "", message: str = "") -> None:
+        if not job.left_at and job.move(how):
             job.error_code, job.error_message = code, message
-        self._forget(job)
-        if job.attempt:
-            self.recorder.note(job)
+
+    def _over(self, job: InteractiveJob) -> None:
+        if not job.left_at:  # else its end is noted; the end of its attempt is seen to by the watch
+            self._forget(job)
+            if job.attempt:
+                self.recorder.note(job)
 
     def _forget(self, job: InteractiveJob) -> None:
         if self._drop(job):

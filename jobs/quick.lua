@@ -14,10 +14,7 @@ local define, defined  -- all verbs, as a table
 local now  -- the same moment for all steps of a call
 
 local function now_ms()
-  if not now then
-    local t = redis.call('TIME')
-    now = t[1] * 1000 + math.floor(t[2] / 1000)
-  end
+  now = now or time()[1] * 1000 + math.floor(time()[2] / 1000)
   return now
 end
 
@@ -101,11 +98,12 @@ begin = function()
     where[key] = known
   end
   for _, step in ipairs(steps) do
-    if step[1] == 'release' then note(refs, step[2] .. '/' .. step[3], step[4])
-    elseif step[1] == 'reserve' then
-      waits[#waits + 1] = WAIT .. step[3]
-      for i = 20, #step do note(refs, step[i] .. '/' .. step[7], step[3] .. ':' .. step[4]) end
-      if step[17] ~= '' then note(fields, step[17], step[18]) end
+    local verb = step[#step]
+    if verb == 'release' then note(refs, step[1] .. '/' .. step[2], step[3])
+    elseif verb == 'reserve' then
+      waits[#waits + 1] = WAIT .. step[2]
+      for i = 19, #step - 1 do note(refs, step[i] .. '/' .. step[6], step[2] .. ':' .. step[3]) end
+      if step[16] ~= '' then note(fields, step[16], step[17]) end
     end
   end
   local function read(where, prefix, into)

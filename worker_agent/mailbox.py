@@ -218,22 +218,43 @@ class Mailbox:
         inbox, control = contract.inbox_key(self.node), contract.control_key(self.node)
         key_of = {inbox.encode(): inbox, control.encode(): control}
         after: dict[str, bytes | str] = {inbox: "0-0", control: "0-0"}
-        block: tuple[str | int, ...] = ()  # the first read returns at once and proves the connection
-        while True:
+        block: list[str | int] = []  # the first read returns at once and proves the connection
+        broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ask() -> None:
             asked = ("XREAD", "COUNT", READ_COUNT, *block, "STREAMS", inbox, control)
-            found = await pipe.send(*asked, after[inbox], after[control])
-            block = ("BLOCK", BLOCK_MS)
-            if not self.connected:
-                self.connected, self.denied, self._said = True, False, ""
-                self._on_connected()
-                log.event(_logger, logging.INFO, "connected to the broker")
-            for stream, entries in found or ():
-                key = key_of[stream]
-                for entry, fields in entries:
-                    after[key] = entry
-                    if not self._outbox.is_deleting(key, entry):
-                        self._outbox.delete(key, entry)
-                        self._take(key == inbox, _message(fields))
+            pipe.tell(*asked, after[inbox], after[control], heard=heard)
+
+        def heard(found: Any) -> None:
+            # Where it comes off the connection: no task wakes first, and work is begun before the next read.
+            if broken.done():
+                return  # cancelled
+            if isinstance(found, Exception):
+                broken.set_exception(found)
+                return
+            try:
+                self._connected()
+                for stream, entries in found or ():
+                    key = key_of[stream]
+                    for entry, fields in entries:
+                        after[key] = entry
+                        if not self._outbox.is_deleting(key, entry):
+                            self._outbox.delete(key, entry)
+                            self._take(key == inbox, _message(fields))
+            except Exception as error:  # noqa: BLE001 - it is raised where this loop is waited for
+                broken.set_exception(error)
+                return
+            block[:] = "BLOCK", BLOCK_MS
+            ask()
+
+        ask()
+        await broken
+
+    def _connected(self) -> None:
+        if not self.connected:
+            self.connected, self.denied, self._said = True, False, ""
+            self._on_connected()
+            log.event(_logger, logging.INFO, "connected to the broker")
 
     def _take(self, is_work: bool, data: bytes) -> None:
         try:
