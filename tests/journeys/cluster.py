@@ -205,6 +205,17 @@ class Cluster:
         has it one refresh earlier."""
         return any(m["id"] == model for m in self.get("/cluster/status").json()["models"])
 
+    def routed(self, nodes: int, *urls: str, model: str = MODEL) -> None:
+        """Wait until web processes (the first, unless others are named) send requests for a model to so many
+        nodes. Each sees a new one at a look of its own, and a model on one node before it is on two."""
+        asked = urls or (self.url,)
+        everywhere = [nodes] * len(asked)
+        self.until(lambda: [self._ready(url, model) for url in asked] == everywhere, f"{nodes} nodes", 10)
+
+    def _ready(self, url: str, model: str) -> int:
+        status = httpx.get(f"{url}/cluster/status", headers=self.headers, timeout=10).json()
+        return sum(m["nodes_ready"] for m in status["models"] if m["id"] == model)
+
     def job(self, job_id: str) -> dict[str, Any]:
         return self.get(f"/jobs/{job_id}").json()
 

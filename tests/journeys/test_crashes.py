@@ -101,6 +101,7 @@ def second(bare: Cluster) -> tuple[Child, str]:
 def test_jobs_of_a_killed_web_process_end_as_failed_and_the_others_go_on(bare: Cluster, second):
     web, url = second
     bare.agent_ready("one", "--per-second", "5")
+    bare.routed(1, url)
     lost, kept = Stream(bare, 600, url), Stream(bare, 100)
     later = submit(bare, 20)
     lost.recorded(bare)
@@ -118,6 +119,7 @@ def test_jobs_of_a_killed_web_process_end_as_failed_and_the_others_go_on(bare: C
 def test_a_frozen_web_process_taken_for_dead_changes_nothing_when_it_is_back(bare: Cluster, second):
     web, url = second
     bare.agent_ready("one", "--per-second", "5")
+    bare.routed(1, url)
     stream = Stream(bare, 600, url)
     stream.recorded(bare)
     freeze(web)
@@ -278,6 +280,7 @@ def test_streams_outlive_an_outage_of_the_database(on_postgres, how):
 def test_in_normal_life_nothing_is_healed(bare: Cluster):
     bare.agent_ready("one", "--per-second", "50", arguments=("--slots", "4"))
     bare.agent_ready("two", "--per-second", "50", arguments=("--slots", "4"))
+    bare.routed(2)
     long = [Stream(bare, 1100), Stream(bare, 1100)]  # longer than anything is waited for
     for _ in range(5):
         jobs = [submit(bare, 5) for _ in range(6)]

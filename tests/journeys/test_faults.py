@@ -47,6 +47,7 @@ def node_of_the_running_job(cluster: Cluster) -> str:
 
 def test_one_of_two_agents_is_killed(bare: Cluster):
     agents = {name: bare.agent_ready(name, "--per-second", "5", "--children") for name in ("one", "two")}
+    bare.routed(2)
     with stream(bare, "still here", 200) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data: ")
@@ -68,6 +69,7 @@ def test_one_of_two_agents_is_killed(bare: Cluster):
 def test_a_caller_who_has_had_nothing_is_served_by_another_node(bare: Cluster):
     dying = bare.agent_ready("dying", "--die-after-tokens", "2", "--first-seconds", "0.5")
     bare.agent_ready("good", "--first-seconds", "0.5")
+    bare.routed(2)
     with ThreadPoolExecutor(6) as pool:  # at once, so that both nodes get some
         answers = list(pool.map(lambda i: bare.chat(f"try {i}", max_tokens=4), range(6)))
     assert [a.status_code for a in answers] == [200] * 6
@@ -102,6 +104,7 @@ def test_a_response_that_breaks_off_ends_with_an_error_event(bare: Cluster):
 def test_a_response_that_was_opened_and_not_begun_goes_to_another_node(bare: Cluster):
     bare.agent_ready("dying", "--die-on-word", "poison", "--first-seconds", "0.5")
     bare.agent_ready("good", "--first-seconds", "0.5")
+    bare.routed(2)
 
     def ask(_: int) -> Any:
         body = {"model": MODEL, "input": "poison", "max_output_tokens": 2, "stream": True}
