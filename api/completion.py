@@ -109,7 +109,7 @@ async def _submit(dispatcher: Dispatcher, request: Request, permit: Permit | Non
         raise
     except NotPermitted:
         await permit.granted()
-        # It holds after all: a script that Redis had to be sent again ran behind the step that asked for it.
+        # It holds after all: the two were in different calls, and Redis had to be sent the first one again.
         return await dispatcher.submit(request, permit.over)
     try:
         await permit.granted()

@@ -119,7 +119,7 @@ class Pipe:
     """Commands given in one turn of the loop go out together, in order, in a single write.
 
     While one batch is under way the next gathers, so the cost of a trip is shared the more the busier it
-    is, and nothing waits on a timer: one looks after the whole connection. Commands are not a transaction.
+    is, and nothing that somebody waits for waits on a timer. Commands are not a transaction.
 
     A batch whose connection breaks is sent once more, over a new one (it may have been cut while it was
     idle). After a time-out there is no second try: a frozen server would cost every caller twice as long.
@@ -317,7 +317,7 @@ class Pipe:
         self._sent.clear()
         self._waiting[self._forgotten : self._forgotten] = again
         self._forgotten += len(again)
-        if self._waiting and not self._soon:
+        if (self._waiting or self._in_front) and not self._soon:
             self._soon = True
             asyncio.get_running_loop().call_soon(self._write)
 

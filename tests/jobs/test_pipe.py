@@ -36,6 +36,17 @@ async def test_a_refused_command_is_refused_alone(client):
     assert await after == b"text"
 
 
+async def test_who_only_listens_hears_answers_refusals_and_the_end(client):
+    pipe = Pipe(client)
+    heard: list[object] = []
+    pipe.tell("SET", "a", "text", heard=heard.append)
+    pipe.tell("INCR", "a", heard=heard.append)
+    assert await pipe.send("GET", "a") == b"text"
+    await pipe.close()
+    pipe.tell("GET", "a", heard=heard.append)
+    assert [heard[0], *map(type, heard[1:])] == [b"OK", ResponseError, redis.ConnectionError]
+
+
 async def test_what_cannot_be_sent_is_told_to_its_asker_only(client):
     pipe = Pipe(client)
     fine = pipe.send("SET", "a", 1)

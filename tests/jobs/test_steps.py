@@ -176,6 +176,18 @@ async def test_what_others_may_wait_for_goes_soon(steps, monkeypatch):
     await until(lambda: heard == [1, 2])
 
 
+async def test_what_lingers_does_not_get_lost_with_a_line_that_is_cut(steps, monkeypatch):
+    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+    heard: list[object] = []
+    await steps("add", "first")
+    nobodys = steps.ask("add", "second")
+    await asyncio.sleep(0)
+    nobodys.cancel()  # it is under way, and need not be sent again
+    steps.tell("add", "quiet", heard=heard.append, soon=False)
+    steps._pipe._line.abort()
+    await until(lambda: heard and isinstance(heard[0], int))
+
+
 async def test_a_pipe_that_is_closed_refuses_what_lingers(steps, monkeypatch):
     monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
     heard: list[object] = []
