@@ -172,6 +172,7 @@ class Exchange:
         "_door",
         "_flow",
         "_held",
+        "_opens",
         "_runs",
         "_task",
         "_trace",
@@ -198,6 +199,7 @@ class Exchange:
         """The caller closed the connection before the end of the answer."""
         self._begun = False
         self._held = b""
+        self._opens = False
         self._body: list[bytes] | bytearray = []
         self._door: Door
         self._caller: Any = None
@@ -285,12 +287,16 @@ class Exchange:
         """An answer that comes in parts."""
         await self._room()
         self._hold(self._head(status, headers, (b"transfer-encoding", b"chunked")))
+        self._opens = True
 
     async def part(self, data: bytes) -> None:
         """The next of it, once there is room for it."""
         await self._room()
         if data:  # a chunk without any would be the last
             self._hold(b"%x\r\n%b\r\n" % (len(data), data))
+            if self._opens:  # the first token: it goes before anything else that this turn has to do
+                self._opens = False
+                self._release()
 
     def passes(self, data: bytes) -> bool:
         """The next of it, if there is room for it now. Every token of a stream comes here."""
