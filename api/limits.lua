@@ -236,13 +236,16 @@ local function spent(k, key, period, ledger)
   return value
 end
 
--- Whether a budget has room: a verdict, and when to retry.
+-- Whether a budget has room: a verdict, when to retry, and whether more than half of it is used or reserved.
 local function budget(k, tokens, name, limit, period, ledger)
   local used = spent(k, k.name, period, ledger)
-  local function full() return used + tokens + tonumber(redis.call('GET', k.reserved) or '0') > limit end
-  if not full() then return 'ok', 0, 2 * (used + tokens) > limit end
-  purge(k)
-  if not full() then return 'ok', 0, true end
+  local function wanted() return used + tokens + tonumber(redis.call('GET', k.reserved) or '0') end
+  local all = wanted()
+  if all > limit then
+    purge(k)
+    all = wanted()
+  end
+  if all <= limit then return 'ok', 0, 2 * all > limit end
   return name, used + tokens <= limit and 1000 or 0  -- what is under way may take less than it reserved
 end
 
@@ -284,7 +287,7 @@ function verbs.admit(a)
     end
   end
 
-  tight = tight or tighter or (tpm > 0 and 2 * n.t > tpm) or (concurrency > 0 and 2 * held(hash) > concurrency)
+  tight = tight or tighter or verdict ~= 'ok' or (tpm > 0 and 2 * n.t > tpm) or (concurrency > 0 and 2 * held(hash) > concurrency)
   return {verdict, rpm - n.r, tpm - n.t, reset(n.r, n.lr), reset(n.t, n.lt), retry, tight and 1 or 0}
 end
 

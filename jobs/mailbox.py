@@ -12,6 +12,7 @@ import contextlib
 import hmac
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -171,11 +172,11 @@ class Mailbox:
         stream = OwnStream(pipe, reply_key(self.web), _PER_READ, _BLOCK_MS)
         pause = 0.05
         while True:
-            read = stream.reads
+            begun = time.monotonic()
             try:
                 await stream.follow(self._take_all)
             except (redis.RedisError, OSError) as e:
-                if stream.reads > read:
+                if time.monotonic() - begun > 2 * _BLOCK_MS / 1000:  # it had been read
                     pause = 0.05
                 log.warning(
                     "reply stream unreadable error=%s, trying again in %.1f s", type(e).__name__, pause
@@ -255,49 +256,22 @@ class OwnStream:
         self._pipe, self._key, self._bounds = pipe, key, ("COUNT", per_read, "BLOCK", block_ms)
         self._cursor = "0-0"
         self._read: list[bytes] = []
-        self.reads = 0
-        """That were answered."""
 
     async def next(self) -> list[dict[bytes, bytes]]:
         """The fields of what is new; nothing if nothing came. Raises `redis.RedisError`."""
-        deleted = self._pipe.send("XDEL", self._key, *self._read) if self._read else None
-        answer = await self._pipe.send("XREAD", *self._bounds, "STREAMS", self._key, self._cursor)
-        if deleted is not None:
-            deleted.result()
-        return self._noted(answer)
+        asked = [self._pipe.send(*command) for command in self._commands()]
+        return self._noted((await asyncio.gather(*asked))[-1])
 
     async def follow(self, take: Callable[[list[dict[bytes, bytes]]], None]) -> None:
-        """Hand over what is new, again and again, where it comes off the connection: no task wakes for it,
-        and what it wakes goes before the next read. Raises `redis.RedisError` when a read fails. Cancelled,
-        it hands over nothing more."""
-        broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """The same for ever, without a task that wakes for each (see `Pipe.follow`)."""
+        await self._pipe.follow(self._commands, lambda answer: take(self._noted(answer)))
 
-        def fail(error: Exception) -> None:
-            if not broken.done():
-                broken.set_exception(error)
-
-        def deleted(answer: Any) -> None:
-            if isinstance(answer, Exception):
-                fail(answer)
-
-        def heard(answer: Any) -> None:
-            if isinstance(answer, Exception):
-                fail(answer)
-            elif not broken.done():
-                take(self._noted(answer))
-                ask()
-
-        def ask() -> None:
-            if self._read:
-                self._pipe.tell("XDEL", self._key, *self._read, heard=deleted)
-            self._pipe.tell("XREAD", *self._bounds, "STREAMS", self._key, self._cursor, heard=heard)
-
-        ask()
-        await broken
+    def _commands(self) -> list[tuple[Any, ...]]:
+        deletion = [("XDEL", self._key, *self._read)] if self._read else []
+        return [*deletion, ("XREAD", *self._bounds, "STREAMS", self._key, self._cursor)]
 
     def _noted(self, answer: Any) -> list[dict[bytes, bytes]]:
         entries = entries_of(answer)
-        self.reads += 1
         self._read = [entry for entry, _ in entries]
         if entries:
             self._cursor = self._read[-1].decode()

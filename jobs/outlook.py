@@ -39,7 +39,6 @@ class Outlook:
         self.affinity, self.spreading = Affinity(), Spreading(self._standings.touch)
         self.in_flight: dict[str, int] = {}
         """Attempts for each ``node/model``: the board's figure at the last refresh, plus our own since."""
-        self._slots: dict[str, int] = {}  # by ``node/model``, since the last refresh
         self.breakers: dict[str, Breaker] = {}
         """By ``node/model``, those that were not closed at the last refresh."""
         self.strikes: dict[str, Strikes] = {}
@@ -54,7 +53,6 @@ class Outlook:
         for line in breaker.changes(self.breakers, seen.breakers):
             log.warning(line)
         self.in_flight, self.breakers, self.strikes = seen.loads, seen.breakers, seen.strikes
-        self._slots.clear()
         self._standings.clear()
         return changed
 
@@ -106,11 +104,8 @@ class Outlook:
         before = self.in_flight.get(place, 0)
         self.in_flight[place] = max(0, before - 1)
         self._standings.touch(model, node)
-        slots = self._slots.get(place)
-        if slots is None:
-            view = self.snapshot.nodes.get(node)
-            slots = self._slots[place] = sum(m.slots for m in view.models if m.name == model) if view else 0
-        return 2 * before <= slots
+        view = self.snapshot.nodes.get(node)
+        return view is not None and any(m.name == model and 2 * before <= m.slots for m in view.models)
 
     def suspect(self, request: Request, outcome: str) -> str:
         """The request's fingerprint, if this outcome says something of the request; empty otherwise."""

@@ -218,37 +218,25 @@ class Mailbox:
         inbox, control = contract.inbox_key(self.node), contract.control_key(self.node)
         key_of = {inbox.encode(): inbox, control.encode(): control}
         after: dict[str, bytes | str] = {inbox: "0-0", control: "0-0"}
-        block: list[str | int] = []  # the first read returns at once and proves the connection
-        broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        block: tuple[str | int, ...] = ()  # the first read returns at once and proves the connection
 
-        def ask() -> None:
-            asked = ("XREAD", "COUNT", READ_COUNT, *block, "STREAMS", inbox, control)
-            pipe.tell(*asked, after[inbox], after[control], heard=heard)
+        def ask() -> list[tuple[Any, ...]]:
+            command = ("XREAD", "COUNT", READ_COUNT, *block, "STREAMS", inbox, control)
+            return [(*command, after[inbox], after[control])]
 
-        def heard(found: Any) -> None:
-            # Where it comes off the connection: no task wakes first, and work is begun before the next read.
-            if broken.done():
-                return  # cancelled
-            if isinstance(found, Exception):
-                broken.set_exception(found)
-                return
-            try:
-                self._connected()
-                for stream, entries in found or ():
-                    key = key_of[stream]
-                    for entry, fields in entries:
-                        after[key] = entry
-                        if not self._outbox.is_deleting(key, entry):
-                            self._outbox.delete(key, entry)
-                            self._take(key == inbox, _message(fields))
-            except Exception as error:  # noqa: BLE001 - it is raised where this loop is waited for
-                broken.set_exception(error)
-                return
-            block[:] = "BLOCK", BLOCK_MS
-            ask()
+        def take(found: Any) -> None:
+            nonlocal block
+            block = ("BLOCK", BLOCK_MS)
+            self._connected()
+            for stream, entries in found or ():
+                key = key_of[stream]
+                for entry, fields in entries:
+                    after[key] = entry
+                    if not self._outbox.is_deleting(key, entry):
+                        self._outbox.delete(key, entry)
+                        self._take(key == inbox, _message(fields))
 
-        ask()
-        await broken
+        await pipe.follow(ask, take)
 
     def _connected(self) -> None:
         if not self.connected:

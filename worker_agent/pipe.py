@@ -140,7 +140,6 @@ class Pipe:
         self._soon = False  # a write is about to happen, or a connection to be opened
         self._hurried = False  # of those that wait, some shall go soon
         self._lingering: asyncio.TimerHandle | None = None
-        self._writes = 0
         self._opening: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -170,6 +169,36 @@ class Pipe:
         without a future, and without a turn of the loop in between."""
         self._add(_Told(hiredis.pack_command(command), heard), self._waiting)
 
+    async def follow(self, ask: Callable[[], list[tuple[Any, ...]]], take: Callable[[Any], None]) -> None:
+        """Send the commands that `ask` gives and hand the answer to the last of them to `take`, again and
+        again, where it comes off the connection: no task wakes for it, and what it wakes goes before the
+        next. Raises what any of them is refused with, and what `take` raises. Cancelled, it hands over
+        nothing more."""
+        broken: asyncio.Future[None] = _future()
+
+        def heard(answer: Any) -> None:
+            if isinstance(answer, Exception) and not broken.done():
+                broken.set_exception(answer)
+
+        def last(answer: Any) -> None:
+            heard(answer)
+            if broken.done():
+                return
+            try:
+                take(answer)
+                again()
+            except Exception as error:  # noqa: BLE001 - it is raised where this is waited for
+                heard(error)
+
+        def again() -> None:
+            *first, main = ask()
+            for command in first:
+                self.tell(*command, heard=heard)
+            self.tell(*main, heard=last)
+
+        again()
+        await broken
+
     def run(self, sha: str, source: str, *arguments: Any) -> asyncio.Future[Any]:
         """Queue a script by its hash; it is sent whole where the server has forgotten it. Cancelling the
         future does not stop it."""
@@ -178,7 +207,7 @@ class Pipe:
         self._add(asked, self._waiting)
         return asked.future
 
-    def carry(self, asked: Asked, *, soon: bool = True) -> None:
+    def carry(self, asked: Asked, *, soon: bool) -> None:
         """Queue something that still grows until it is written: it goes in front of all commands of that
         write. Unless it shall go `soon`, it goes with what is asked next, or after `LINGER_SECONDS`."""
         self._add(asked, self._in_front, soon=soon)
@@ -202,17 +231,7 @@ class Pipe:
 
     def _linger(self) -> None:
         if self._lingering is None:
-            loop = asyncio.get_running_loop()
-            self._lingering = loop.call_later(LINGER_SECONDS, self._lingered, self._writes)
-
-    def _lingered(self, writes: int) -> None:
-        self._lingering = None
-        if self._sent or self._soon or not (self._in_front or self._waiting):
-            return
-        if writes == self._writes:
-            self._write()
-        else:
-            self._linger()  # what it was set for has left with others; this has come since
+            self._lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._write)
 
     def flush(self) -> None:
         """Write at once what was given in this turn, if nothing is under way: for who gathers by himself."""
@@ -222,6 +241,9 @@ class Pipe:
     # -- out -----------------------------------------------------------------------------------------
     def _write(self) -> None:
         self._soon = False
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         if self._sent or not (self._waiting or self._in_front):
             return
         loop = asyncio.get_running_loop()
@@ -235,7 +257,6 @@ class Pipe:
         self._sent.extend(self._waiting[again:])
         self._waiting, self._in_front, self._forgotten = [], [], 0
         self._hurried = False
-        self._writes += 1
         self._line.write([piece for asked in self._sent for piece in asked.packed()])
         self._deadline = loop.time() + self._answer_seconds
         if self._timer is None:

@@ -254,7 +254,9 @@ async def test_a_budget_that_is_used_up_is_insufficient_quota(limiter, what):
     who = caller(**{what: 250})
     permit = await admitted(limiter, who)
     await limiter.settle(permit, 180, served=True)
+    assert limiter.tight == {7: False}
     error = await refused(limiter, who)
+    assert limiter.tight == {7: True}
     assert (error.type, error.code) == ("insufficient_quota", "insufficient_quota")
     assert int(header(error.headers, "retry-after") or 0) > 1 or seconds_left(what) < 5
     await admitted(limiter, who, asked(answer=50))  # a smaller one still fits
@@ -308,9 +310,10 @@ async def test_who_has_used_half_gets_back_at_once_what_was_not_used(
         assert heard == [1]
 
 
-async def test_whether_half_is_used_is_as_the_last_answer_said(limiter, monkeypatch):
+@pytest.mark.parametrize("limited", [{"concurrency": 3}, {"tokens_per_day": 399}, {"tokens_per_month": 399}])
+async def test_whether_half_is_used_is_as_the_last_answer_said(limiter, monkeypatch, limited):
     monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
-    who = caller(concurrency=3)
+    who = caller(**limited)
     first, _ = await admitted(limiter, who), await admitted(limiter, who)
     heard: list[Any] = []
     limiter.tell_settled(first, 10, served=True, heard=heard.append)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -214,6 +215,47 @@ async def test_a_body_may_come_in_many_pieces(line, door):
             await asyncio.sleep(0)
         await line.answer()
     assert door.asked == [body[:300], body, body]
+
+
+async def test_small_pieces_of_a_body_are_gathered_in_one_piece_of_memory(line, door):
+    held: list[int] = []
+
+    async def say(asked: Exchange, body: bytes) -> None:
+        tracemalloc.start()
+        for n in range(20_000):
+            asked.gather(n.to_bytes(2, "big"))
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        await asked.whole(200, [], b"")
+
+    door.say = say
+    await line.ask(b"")
+    assert held[0] < 200_000  # as objects of their own they take more than 700,000
+
+
+async def test_a_stream_s_first_part_goes_at_once_and_with_its_head(line, door):
+    written: list[bytes] = []
+
+    class Noting:
+        def __init__(self, transport: Any) -> None:
+            self._transport = transport
+
+        def write(self, data: bytes) -> None:
+            written.append(data)
+            self._transport.write(data)
+
+    async def say(asked: Exchange, body: bytes) -> None:
+        asked._transport = Noting(asked._transport)  # type: ignore[assignment]
+        await asked.begin(200, [])
+        await asked.part(b"one")
+        assert [data[:12] for data in written] == [b"HTTP/1.1 200"]
+        assert written[0].endswith(b"3\r\none\r\n")
+        await asked.part(b"two")
+        await asked.end()
+
+    door.say = say
+    assert (await line.ask(b""))[2] == b"onetwo"
+    assert written[1:] == [b"3\r\ntwo\r\n0\r\n\r\n"]
 
 
 async def test_a_body_may_be_empty_and_an_answer_may_be_large(line, door):

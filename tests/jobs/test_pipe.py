@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from gputorrent.embedded import RedisServer
 from gputorrent.redis import Script, asynchronous
+from tests.jobs.scripted import until
 from worker_agent.pipe import Pipe
 
 
@@ -45,6 +46,46 @@ async def test_who_only_listens_hears_answers_refusals_and_the_end(client):
     await pipe.close()
     pipe.tell("GET", "a", heard=heard.append)
     assert [heard[0], *map(type, heard[1:])] == [b"OK", ResponseError, redis.ConnectionError]
+
+
+async def test_following_asks_anew_by_what_came_before(client, wire):
+    pipe = Pipe(client)
+    seen: list[object] = []
+
+    def take(answer: object) -> None:
+        seen.append(answer)
+        if len(seen) == 3:
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        await pipe.follow(lambda: [("SET", "last", len(seen)), ("INCR", "n")], take)
+    assert seen == [1, 2, 3]
+    assert await pipe.send("MGET", "n", "last") == [b"3", b"2"]
+
+
+@pytest.mark.parametrize(
+    "commands", [[("INCR", "text")], [("INCR", "text"), ("GET", "n")]], ids=["last", "first"]
+)
+async def test_following_ends_with_a_refusal(client, wire, commands):
+    wire.set("text", "text")
+    seen: list[object] = []
+    with pytest.raises(ResponseError, match="not an integer"):
+        await Pipe(client).follow(lambda: commands, seen.append)
+    assert seen == []
+
+
+async def test_who_follows_no_more_is_handed_nothing_more(client, wire):
+    pipe = Pipe(client)
+    seen: list[object] = []
+    following = asyncio.create_task(pipe.follow(lambda: [("BLPOP", "list", 0)], seen.append))
+    await until(lambda: wire.info("clients")["blocked_clients"] == 1)
+    wire.rpush("list", "a")
+    await until(lambda: len(seen) == 1)
+    following.cancel()
+    await asyncio.wait({following})
+    wire.rpush("list", "b")
+    assert await pipe.send("ECHO", "after") == b"after"
+    assert len(seen) == 1
 
 
 async def test_what_cannot_be_sent_is_told_to_its_asker_only(client):
