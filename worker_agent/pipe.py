@@ -312,12 +312,10 @@ class Pipe:
             self._waiting.insert(self._forgotten, asked)
             self._forgotten += 1
         if not self._sent and not self._soon and (self._waiting or self._in_front):
-            if not self._hurried and not self._waiting:
+            if self._hurried or self._waiting:
+                self.hurry()  # behind those who have just been answered: what they ask next goes along
+            else:
                 self._linger()
-                return
-            self._soon = True
-            # Behind those who have just been answered: what they ask next goes along.
-            asyncio.get_running_loop().call_soon(self._write)
 
     def lost(self, line: _Line, why: BaseException | None) -> None:
         """The connection is gone."""
@@ -338,9 +336,8 @@ class Pipe:
         self._sent.clear()
         self._waiting[self._forgotten : self._forgotten] = again
         self._forgotten += len(again)
-        if (self._waiting or self._in_front) and not self._soon:
-            self._soon = True
-            asyncio.get_running_loop().call_soon(self._write)
+        if self._waiting or self._in_front:
+            self.hurry()
 
 
 class _Line(asyncio.Protocol):
@@ -356,9 +353,7 @@ class _Line(asyncio.Protocol):
         self._transport.resume_reading()
 
     def write(self, pieces: list[bytes]) -> None:
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        elif sum(map(len, pieces)) <= _JOINED_BYTES:
+        if sum(map(len, pieces)) <= _JOINED_BYTES:
             self._transport.write(b"".join(pieces))
         else:
             self._transport.writelines(pieces)
