@@ -20,7 +20,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from worker_agent import contract, log
 from worker_agent.backoff import Backoff
 from worker_agent.contract import Chunk, Control, RedisAccess, Reply, Work
-from worker_agent.outbox import Outbox
+from worker_agent.outbox import Batch, Outbox
 from worker_agent.pipe import Pipe
 
 _logger = logging.getLogger(__name__)
@@ -255,29 +255,81 @@ class Mailbox:
 
     # -- writing ---------------------------------------------------------------------------------------
     async def _write(self, _: RedisAccess, pipe: Pipe) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = await self._outbox.next_batch()
-            asked = [
-                pipe.send(
-                    *("XADD", contract.reply_key(web), "NOMKSTREAM"),
-                    *("MAXLEN", "~", contract.REPLY_STREAM_MAXLEN, "*", contract.FIELD, data),
-                )
-                for web, data in batch.writes
-            ]
-            asked += [pipe.send("XDEL", key, *entries) for key, entries in batch.deletes.items()]
-            pipe.flush()
-            last = await asked[-1]  # answers come in order, and a broken connection fails all the rest
-            results = [*(answer.result() for answer in asked[:-1]), last]
-            nobody = {web for (web, _), result in zip(batch.writes, results, strict=False) if result is None}
-            for web in self._outbox.done(batch, nobody, loop.time(), self._nobody_seconds):
-                log.event(_logger, logging.WARNING, "nobody reads the replies any more", web=web)
-                self._on_nobody(web)
+        writer = _Writer(pipe, self._outbox, self._written)
+        try:
+            self._outbox.listen(writer.soon)
+            await writer.broken
+        finally:
+            self._outbox.listen(None)
+
+    def _written(self, batch: Batch, nobody: set[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        for web in self._outbox.done(batch, nobody, now, self._nobody_seconds):
+            log.event(_logger, logging.WARNING, "nobody reads the replies any more", web=web)
+            self._on_nobody(web)
 
     async def _refresh(self, _: RedisAccess, pipe: Pipe) -> None:
         while True:
             await pipe.send("SET", contract.lease_key(self.node), self.incarnation, "PX", self._lease_ms)
             await asyncio.sleep(self._lease_refresh)
+
+
+class _Writer:
+    """Writes what is owed, one batch after the other, where their answers come off the connection: no task
+    wakes for a token. `written` hears of each batch, and whose streams had no reader."""
+
+    def __init__(self, pipe: Pipe, outbox: Outbox, written: Callable[[Batch, set[str]], None]) -> None:
+        self._pipe, self._outbox, self._written = pipe, outbox, written
+        self._loop = asyncio.get_running_loop()
+        self._soon = self._under_way = False
+        self.broken: asyncio.Future[None] = self._loop.create_future()
+        """Raises what a write was refused with."""
+
+    def soon(self) -> None:
+        """There may be something to write: what comes in this turn goes along."""
+        if not self._soon and not self._under_way:
+            self._soon = True
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._soon = False
+        if self._under_way or self.broken.done():
+            return
+        batch = self._outbox.batch(self._loop.time())
+        if batch is None:
+            return
+        self._under_way = True
+        answers: list[Any] = []
+
+        def heard(answer: Any) -> None:
+            answers.append(answer)
+            if len(answers) == len(commands):  # they come in order
+                self._heard(batch, answers)
+
+        commands: list[tuple[Any, ...]] = []
+        for web, data in batch.writes:
+            commands.append(("XADD", contract.reply_key(web), *_OPTIONS, data))
+        commands += [("XDEL", key, *entries) for key, entries in batch.deletes.items()]
+        for command in commands:
+            self._pipe.tell(*command, heard=heard)
+        self._pipe.flush()
+
+    def _heard(self, batch: Batch, answers: list[Any]) -> None:
+        self._under_way = False
+        if self.broken.done():
+            return
+        try:
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+            nobody = {web for (web, _), answer in zip(batch.writes, answers, strict=False) if answer is None}
+            self._written(batch, nobody)
+            self._next()
+        except Exception as error:  # noqa: BLE001 - it is raised where this is waited for
+            self.broken.set_exception(error)
+
+
+_OPTIONS = ("NOMKSTREAM", "MAXLEN", "~", contract.REPLY_STREAM_MAXLEN, "*", contract.FIELD)
 
 
 def _message(fields: list[bytes]) -> bytes:

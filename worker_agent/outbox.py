@@ -8,7 +8,7 @@ anything newer for the same web process; one that found no reader waits aside an
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker_agent.contract import Chunk, Done, Reply, encode
@@ -59,9 +59,9 @@ class Outbox:
         self._due: asyncio.TimerHandle | None = None  # when deletions go out by themselves
         self._overdue = False
         self._size = 0
-        self._news = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._listener: Callable[[], None] | None = None
+        self._again: asyncio.TimerHandle | None = None  # when those that wait aside have their turn
+        self._emptied: asyncio.Future[None] | None = None
 
     def put(self, web: str, reply: Reply, *, must: bool) -> bool:
         """Owe `reply` to `web`; False (and nothing owed) beyond the bound, unless it `must`."""
@@ -80,7 +80,6 @@ class Outbox:
     def delete(self, stream: str, entry: bytes) -> None:
         """Owe the deletion of an entry that was read."""
         self._deletes.setdefault(stream, {})[entry] = None
-        self._empty.clear()
         self._arm()
 
     def is_deleting(self, stream: str, entry: bytes) -> bool:
@@ -89,24 +88,27 @@ class Outbox:
 
     async def empty(self) -> None:
         """Wait until nothing is owed."""
-        await self._empty.wait()
+        while self._owed or self._deletes:
+            if self._emptied is None or self._emptied.done():
+                self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._emptied)
 
-    async def next_batch(self) -> Batch:
-        """What to write now. `done` says it was; without that, the next batch holds it again."""
-        loop = asyncio.get_running_loop()
-        while True:
-            self._news.clear()
-            now = loop.time()
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Whom to call when there may be something to write: at once, and again for whatever comes."""
+        self._listener = listener
+        if listener is not None:
+            listener()
+
+    def batch(self, now: float) -> Batch | None:
+        """What to write now, if anything. `done` says it was; without that, the next batch holds it again."""
+        if self._owed:
             batch = self._gather(now)
-            if batch.writes or (batch.deletes and self._overdue):
+            if batch.writes:
                 return batch
-            if not self._owed:
-                await self._news.wait()
-                continue
-            aside = min(it.not_before for it in self._owed.values())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(aside):
-                    await self._news.wait()
+            if self._again is None:
+                aside = min(it.not_before for it in self._owed.values())
+                self._again = asyncio.get_running_loop().call_at(aside, self._have_another_try)
+        return self._gather(now) if self._deletes and self._overdue else None
 
     def done(self, batch: Batch, nobody: set[str], now: float, patience: float) -> list[str]:
         """The batch was written, but nobody reads the streams of `nobody`: theirs is kept for another try.
@@ -138,8 +140,9 @@ class Outbox:
             owed.sent, owed.sent_size, owed.missing_since, owed.not_before = b"", 0, None, 0.0
             if not owed.replies:
                 del self._owed[web]
-        if not self._owed and not self._deletes:
-            self._empty.set()
+        emptied = self._emptied
+        if emptied is not None and not (self._owed or self._deletes or emptied.done()):
+            emptied.set_result(None)
         return gone
 
     def _gather(self, now: float) -> Batch:
@@ -155,7 +158,8 @@ class Outbox:
                 owed.sent = encode(part)
                 owed.replies, owed.size = rest, owed.size - owed.sent_size
             writes.append((web, owed.sent))
-        return Batch(writes, {stream: list(entries) for stream, entries in self._deletes.items()})
+        deletes = self._deletes
+        return Batch(writes, {key: list(entries) for key, entries in deletes.items()} if deletes else {})
 
     def _arm(self) -> None:
         if self._due is None:
@@ -167,9 +171,13 @@ class Outbox:
             self._overdue = True
             self._wake()
 
+    def _have_another_try(self) -> None:
+        self._again = None
+        self._wake()
+
     def _wake(self) -> None:
-        self._news.set()
-        self._empty.clear()
+        if self._listener is not None:
+            self._listener()
 
 
 def _split(replies: list[Reply]) -> tuple[list[Reply], list[Reply], int]:
