@@ -20,12 +20,15 @@ from django.db import (
 
 from gputorrent import background, ledger
 from jobs import lifecycle
+from jobs.accounting import Spent
 from jobs.interactive import InteractiveJob
 
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
 _LIMIT = 200_000
+_AT_ONCE = 50
+"""Rows made in one turn of the loop: half a millisecond in which nothing else happens there."""
 _UNFIT: Final = (DataError, IntegrityError, OverflowError, UnicodeError)
 """What is raised for values that no column takes; trying again would hold up all the others for ever."""
 
@@ -103,24 +106,34 @@ class Recorder:
             log.warning(
                 "ledger unavailable error=%s behind=%d", type(e).__name__, len(self._changed) + len(batch)
             )
-            # Whatever changed meanwhile is newer; the rest goes back, unless it has become too much.
-            for job in batch:
-                if len(self._changed) < _LIMIT:
-                    self._changed.setdefault(job.id, job)
-                else:
-                    self.dropped += 1
+            self._put_back(batch)
             return False
         finally:
             self._writing.difference_update(ids)
         return True
 
+    def _put_back(self, batch: Sequence[InteractiveJob]) -> None:
+        """Whatever changed meanwhile is newer; the rest is noted again, unless it has become too much."""
+        for job in batch:
+            if len(self._changed) < _LIMIT:
+                self._changed.setdefault(job.id, job)
+            else:
+                self.dropped += 1
+
     async def _write(self, batch: Sequence[InteractiveJob]) -> None:
         jobs, attempts = [], []
-        for job in batch:
+        spent: dict[tuple[str, int], Spent] = {}
+        for n, job in enumerate(batch, 1):
             row, made = job.record()
             jobs.append(row)
             attempts += made
-        spent = {(job.id, t.number): t.spent for job in batch for t in job.tries if t.outcome}
+            spent |= {(job.id, t.number): t.spent for t in job.tries if t.outcome}
+            if n % _AT_ONCE == 0:
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    self._put_back(batch)
+                    raise
         await self._in_thread(lambda: _write(jobs, attempts, spent))
 
     async def _write_singly(self, batch: Sequence[InteractiveJob]) -> None:

@@ -113,6 +113,46 @@ async def test_more_than_one_batch(recorder):
     assert await Job.objects.acount() == 1500
 
 
+async def test_the_loop_is_not_held_up_by_the_rows_of_a_whole_batch(recorder):
+    for _ in range(400):
+        recorder.note(job())
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    turning = asyncio.create_task(turn())
+    real, seen = recorder._in_thread, []
+
+    async def in_thread(call):
+        seen.append(turns)
+        await real(call)
+
+    recorder._in_thread = in_thread
+    await asyncio.sleep(0)
+    before = turns
+    await recorder.flush()
+    recorder._in_thread = real
+    turning.cancel()
+    assert seen[0] - before >= 8
+    assert await Job.objects.acount() == 400
+
+
+async def test_nothing_is_lost_if_it_is_stopped_while_it_makes_rows(ledger, settings):
+    settings.RECORD_SECONDS = 0.01
+    recorder = Recorder()
+    recorder.start()
+    for _ in range(400):
+        recorder.note(job())
+    while recorder.behind:  # noqa: ASYNC110 - turn by turn
+        await asyncio.sleep(0)
+    await recorder.stop()  # the first rows are made
+    assert await Job.objects.acount() == 400
+
+
 async def test_one_record_that_no_database_takes_costs_only_itself(recorder, caplog):
     jobs = [job() for _ in range(3)]
     jobs[1].error_code = None  # type: ignore[assignment]  # a column that must have something
