@@ -103,14 +103,14 @@ async def _submit(dispatcher: Dispatcher, request: Request, permit: Permit | Non
     if permit is None:
         return await dispatcher.submit(request)
     try:
-        job = await dispatcher.submit(request, permit.over, permit.proof)
+        job = await dispatcher.submit(request, permit, permit.proof)
     except JobError:
         await permit.granted()  # that the limits refuse it comes first
         raise
     except NotPermitted:
         await permit.granted()
         # It holds after all: the two were in different calls, and Redis had to be sent the first one again.
-        return await dispatcher.submit(request, permit.over)
+        return await dispatcher.submit(request, permit)
     try:
         await permit.granted()
     except BaseException:

@@ -76,6 +76,7 @@ class Gateway:
         await self.lookout.stop()
         await self.replicas.stop()
         await self.relaying.stop()
+        await self.limiter.stop()
         await self.dispatcher.stop()
 
     async def _refresh_keys(self) -> None:
@@ -114,8 +115,7 @@ class Gateway:
         return self.limiter.ask(caller, caller.limits, request, context=self._context(request))
 
     def _context(self, request: Request) -> int:
-        found = self.dispatcher.outlook.snapshot.by_model.get(request.model, ())
-        return max((model.max_model_len for _, model in found), default=0)
+        return self.dispatcher.outlook.longest_context(request.model)
 
 
 def of(scope: Mapping[str, Any]) -> Gateway:

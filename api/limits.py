@@ -2,7 +2,8 @@
 
 Only requests of keys with limits come here; others pay nothing. The step is not the board's: exact limits
 need no joint step, since what the board refuses is given back whole. Tokens are reserved by an estimate (the
-body at four bytes a token, and what the caller allows the answer) and corrected when the work is over.
+body at four bytes a token, and what the caller allows the answer) and corrected when the work is over. What
+a key far from its limits is going to ask for is counted in advance, and admitted here (`api.allowance`).
 
 When Redis was emptied the windows start anew, and so do permits of what is under way; budgets do not, since
 each request brings along what the ledger has of them (to within 5 s).
@@ -12,18 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import functools
 import logging
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import redis
 
+from api import limits_in_words, periods
+from api.allowance import Allowance, Pace
 from api.authentication import Caller, Limits
-from api.errors import ApiError, Headers, quota_exceeded, rate_limited
+from api.errors import Headers
 from gputorrent import entropy
 from gputorrent.chosen import settings
 from gputorrent.redis import Pipe, blocking
@@ -50,28 +52,57 @@ class Permit:
     waits: bool  # the caller does; not for asynchronous work
     limits: Limits
     tokens: int  # reserved for it
-    headers: Headers = field(default_factory=list)
     asked: asyncio.Future[Any] | None = None
+    """The question that was put to Redis. Without one it has been granted, by an allowance."""
+    allowance: Allowance | None = None
+    ended: bool = False
+    _headers: Headers | None = None
 
     @property
-    def proof(self) -> tuple[str, str]:
+    def headers(self) -> Headers:
+        """What the caller is told of his limits, once this was granted or refused."""
+        if self._headers is None:
+            allowance = self.allowance
+            left = allowance.left(time.monotonic()) if allowance is not None else None
+            self._headers = limits_in_words.told(self.limits, *left) if left else []
+        return self._headers
+
+    @property
+    def proof(self) -> tuple[str, str] | None:
         """A hash in Redis and the field that it has while this holds: whatever is asked of Redis behind the
-        question can depend on it, without waiting for the answer."""
-        return f"gt:limits:open:{self.key}", self.name
+        question can depend on it, without waiting for the answer. None: it has been granted."""
+        return (f"gt:limits:open:{self.key}", self.name) if self.asked is not None else None
 
     async def granted(self) -> None:
         """Wait for the answer. Raises `ApiError` 429, `BrokerUnavailable`."""
+        if self.asked is None:
+            return
+        answer = await self._answer()
+        if answer[0] != b"ok" and self.limiter.regain(self):
+            answer = await self._answer()
+        verdict, *left, retry_ms, _ = answer[:7]
+        self._headers = limits_in_words.told(self.limits, *left)
+        if verdict != b"ok":
+            self.limiter.ended(self)
+            raise limits_in_words.refusal(
+                verdict.decode(), self.limits, self.tokens, retry_ms / 1000, self.headers
+            )
+
+    async def _answer(self) -> list[Any]:
         assert self.asked is not None
         try:
-            verdict, *left, retry_ms, tight = await self.asked
+            answer: list[Any] = await self.asked
         except redis.RedisError as e:
             log.warning("redis unavailable error=%s", type(e).__name__)
             self.limiter.owe(self)  # it may have been counted all the same
             raise BrokerUnavailable("the queue is unavailable for the moment") from None
-        self.headers = _headers(self.limits, *left)
-        self.limiter.tight[self.key] = bool(tight)
-        if verdict != b"ok":
-            raise _refusal(verdict.decode(), self.limits, self.tokens, retry_ms / 1000, self.headers)
+        self.limiter.known(self.key).tight = bool(answer[6])
+        return answer
+
+    @property
+    def pressing(self) -> bool:
+        """More than half of something that it gives back is used: others may wait for it."""
+        return self.limiter.known(self.key).tight
 
     def over(self, job: InteractiveJob, heard: Heard) -> None:
         """The job is over: what it really took counts. Refused before it reached a node, it took nothing."""
@@ -84,16 +115,36 @@ class Permit:
         await self.limiter.settle(self, 0, served=False)
 
 
+@dataclass(slots=True)
+class Known:
+    """What this process knows of one key."""
+
+    tight: bool = True
+    """Whether more than half of something was used when it asked last: others may wait for what a settlement
+    gives back."""
+    pace: Pace = field(default_factory=Pace)
+    allowance: Allowance | None = None  # the open one
+    asking: bool = False  # for an allowance
+    had_until: float = 0.0
+    """When the second of the last allowance is over, by `time.monotonic`."""
+
+
 class Limiter:
     """Admits requests for one web process."""
 
     def __init__(self, pipe: Pipe, web: str) -> None:
-        self._script = Steps(pipe, _SOURCE)
+        self._pipe, self._script = pipe, Steps(pipe, _SOURCE)
         self._web = web
         self._owed: list[tuple[Any, ...]] = []
-        self.tight: dict[int, bool] = {}
-        """By key, whether more than half of something was used when this process asked last: others may wait
-        for what a settlement gives back."""
+        self._unsure: list[Allowance] = []  # whose account may not have been heard
+        self._keys: dict[int, Known] = defaultdict(Known)
+
+    async def stop(self) -> None:
+        """Give back what this process was allowed and has not used."""
+        for known in self._keys.values():
+            self._close(known)
+        with contextlib.suppress(redis.RedisError):
+            await self._pipe.send("PING")  # answered behind all that
 
     async def admit(
         self, caller: Caller, request: Request, *, context: int = 0, deferred: str = ""
@@ -121,13 +172,103 @@ class Limiter:
         job.
         """
         tokens = estimate(request, context)
-        name = deferred or entropy.take()[:8].hex()
-        permit = Permit(self, caller.key, name, waits=not deferred, limits=limits, tokens=tokens)
-        permit.asked = self._script.ask(*self._question(permit))
+        if deferred:
+            permit = Permit(self, caller.key, deferred, waits=False, limits=limits, tokens=tokens, ended=True)
+            permit.asked = self._script.ask(*self._question(permit))
+            return permit
+        known, now = self._keys[caller.key], time.monotonic()
+        known.pace.begun(now)
+        allowance = known.allowance
+        if allowance is not None and allowance.take(tokens, now):
+            return Permit(self, caller.key, "", waits=True, limits=limits, tokens=tokens, allowance=allowance)
+        permit = Permit(self, caller.key, entropy.take()[:8].hex(), waits=True, limits=limits, tokens=tokens)
+        wants = None if known.asking else known.pace.wants()
+        if wants is None:
+            permit.asked = self._script.ask(*self._question(permit))
+        else:
+            permit.asked = self._ask_for_more(known, permit, wants)
         return permit
 
+    def _ask_for_more(self, known: Known, permit: Permit, wants: tuple[int, int]) -> asyncio.Future[Any]:
+        """The question for a permit, and for an allowance: that is taken even if the caller leaves."""
+        known.asking = True
+        name, asked_at = entropy.take()[:8].hex(), time.monotonic()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def heard(answer: Any) -> None:
+            known.asking = False
+            if isinstance(answer, Exception):
+                self._owe(Allowance.unused(permit.key, name))
+            elif len(answer) > 7:
+                requests, tokens, slots, lasts_ms = answer[7:]
+                until, left = asked_at + lasts_ms / 1000, tuple(answer[1:5])
+                it = Allowance(permit.key, name, until, requests, tokens, slots, told=left, at=asked_at)
+                self._allowed(known, it)
+            _give(future, answer)
+
+        self._script.tell(*self._question(permit), name, *wants, heard=heard)
+        return future
+
+    def _allowed(self, known: Known, allowance: Allowance) -> None:
+        self._close(known)
+        known.allowance, known.had_until = allowance, allowance.until
+
+        def over() -> None:
+            if known.allowance is allowance:
+                self._close(known)
+
+        left = allowance.until - time.monotonic()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, over)
+        else:
+            over()
+
+    def _close(self, known: Known) -> None:
+        """The rest of a key's allowance goes back."""
+        allowance, known.allowance = known.allowance, None
+        if allowance is not None:
+            allowance.close()
+            self._account(allowance)
+
+    def _account(self, allowance: Allowance) -> None:
+        """Tell Redis the next of a closed allowance."""
+        if account := allowance.account():
+            self._tell_account(allowance, account)
+
+    def _tell_account(self, allowance: Allowance, account: tuple[Any, ...]) -> None:
+        def heard(answer: Any) -> None:
+            if isinstance(answer, Exception):
+                self._unsure.append(allowance)
+            else:
+                allowance.heard()
+                self._account(allowance)
+
+        self._script.tell(*account, heard=heard)
+
+    def regain(self, permit: Permit) -> bool:
+        """A permit was refused. If this process was allowed something in advance just then, that goes back,
+        and the question is put again."""
+        known = self._keys[permit.key]
+        if not permit.waits or time.monotonic() >= known.had_until:
+            return False
+        self._close(known)
+        permit.asked = self._script.ask(*self._question(permit))
+        return True
+
+    def known(self, key: int) -> Known:
+        """What this process knows of a key."""
+        return self._keys[key]
+
+    def ended(self, permit: Permit) -> bool:
+        """A permit counts no more among those under way. False: it did not."""
+        if permit.ended:
+            return False
+        permit.ended = True
+        self._keys[permit.key].pace.ended()
+        return True
+
     def _question(self, permit: Permit) -> tuple[Any, ...]:
-        day, month = _periods()
+        day, month = periods.now()
         limits, spent = permit.limits, permit.limits.spent
         return (
             "admit",
@@ -156,20 +297,21 @@ class Limiter:
         """The same, under way at once. The future may fail; it is tried again all the same."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-        def heard(answer: Any) -> None:
-            if done.done():
-                return
-            if isinstance(answer, Exception):
-                done.set_exception(answer)
-                done.exception()  # nobody may be waiting
-            else:
-                done.set_result(answer)
-
-        self.tell_settled(permit, tokens, served=served, heard=heard)
+        self.tell_settled(permit, tokens, served=served, heard=lambda answer: _give(done, answer))
         return done
 
     def tell_settled(self, permit: Permit, tokens: int, *, served: bool, heard: Heard) -> None:
-        """The same for who does not wait: with whatever is asked next, unless others wait for it."""
+        """The same for who does not wait."""
+        counted = self.ended(permit)
+        if (allowance := permit.allowance) is not None:
+            if counted:
+                allowance.over(permit.tokens, tokens, served=served, periods=periods.now())
+                if allowance.tokens < 0:  # it took more than was counted
+                    self._close(self._keys[permit.key])
+                elif allowance.closed:
+                    self._account(allowance)
+            heard(int(counted))
+            return
         settlement = _settlement(permit, tokens, served=served)
 
         def answered(answer: Any) -> None:
@@ -177,10 +319,14 @@ class Limiter:
                 self._owe(settlement)
             heard(answer)
 
-        self._script.tell(*settlement, heard=answered, soon=self.tight.get(permit.key, True))
+        self._script.tell(*settlement, heard=answered)
 
     async def catch_up(self) -> None:
         """Send the settlements that could not be sent. Safe to repeat: each changes something once."""
+        unsure, self._unsure = self._unsure, []
+        for allowance in unsure:
+            assert allowance.sent is not None
+            self._tell_account(allowance, allowance.sent)
         owed, self._owed = self._owed, []
         for n, settlement in enumerate(owed):
             try:
@@ -191,6 +337,7 @@ class Limiter:
 
     def owe(self, permit: Permit) -> None:
         """Nobody knows whether it was counted: give it back as soon as Redis can be asked."""
+        self.ended(permit)
         self._owe(_settlement(permit, 0, served=False))
 
     def _owe(self, settlement: tuple[Any, ...]) -> None:
@@ -212,7 +359,7 @@ def deferred_ended(job: Job) -> None:
     if job.key_id is None:
         return
     tokens = job.prompt_tokens + job.completion_tokens
-    day, month = _periods()
+    day, month = periods.now()
     try:
         step = Steps.alone("settle", job.key_id, job.id, 0, tokens, 1, day, month)
         blocking().register_script(Steps.whole(_SOURCE))(args=step)
@@ -220,73 +367,17 @@ def deferred_ended(job: Job) -> None:
         log.warning("redis unavailable error=%s job=%s: its permit runs out", type(e).__name__, job.id)
 
 
-def _settlement(permit: Permit, tokens: int, *, served: bool) -> tuple[Any, ...]:
-    day, month = _periods()
-    return ("settle", permit.key, permit.name, int(permit.waits), tokens, int(served), day, month)
-
-
-def _periods() -> tuple[str, str]:
-    """The names of today and of this month, in UTC."""
-    return _periods_of(int(time.time() // 86400))
-
-
-@functools.lru_cache(maxsize=2)
-def _periods_of(days: int) -> tuple[str, str]:
-    """By the days since the epoch."""
-    day = (datetime.date(1970, 1, 1) + datetime.timedelta(days)).isoformat()
-    return day, day[:7]
-
-
-# -- in words ------------------------------------------------------------------------------------------
-
-
-def _refusal(verdict: str, limits: Limits, tokens: int, retry: float, headers: Headers) -> ApiError:
-    if verdict == "requests":
-        said = f"Rate limit reached: {limits.requests_per_minute} requests per minute."
-        return rate_limited(f"{said} Try again in {span(retry)}.", headers, retry)
-    if verdict == "tokens":
-        said = f"{limits.tokens_per_minute} tokens per minute, and about {tokens} are asked for."
-        if tokens > limits.tokens_per_minute:
-            said = f"Request too large: the limit is {said} Shorten the prompt, or ask for fewer tokens."
-            return rate_limited(said, headers, None)
-        return rate_limited(f"Rate limit reached: {said} Try again in {span(retry)}.", headers, retry)
-    if verdict == "concurrency":
-        said = f"Rate limit reached: {limits.concurrency} requests at once."
-        return rate_limited(f"{said} Wait until one has ended.", headers, retry)
-    now = datetime.datetime.now(datetime.UTC)
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    if verdict == "day":
-        budget, ends = limits.tokens_per_day, midnight + datetime.timedelta(days=1)
+def _give(future: asyncio.Future[Any], answer: Any) -> None:
+    """An answer, or the exception in its place, to whoever waits."""
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+        future.exception()  # nobody may be waiting
     else:
-        budget = limits.tokens_per_month
-        ends = (midnight.replace(day=1) + datetime.timedelta(days=32)).replace(day=1)
-    wait = retry or (ends - now).total_seconds()
-    said = f"The budget of this API key is {budget} tokens a {verdict} (UTC); what is left of it is less than"
-    return quota_exceeded(f"{said} the about {tokens} that are asked for.", headers, wait)
+        future.set_result(answer)
 
 
-def _headers(
-    limits: Limits, left_requests: int, left_tokens: int, reset_requests: int, reset_tokens: int
-) -> Headers:
-    """OpenAI's headers for the limits that the key has. Resets in ms."""
-    found: Headers = []
-    for what, limit, left, reset in (
-        (b"requests", limits.requests_per_minute, left_requests, reset_requests),
-        (b"tokens", limits.tokens_per_minute, left_tokens, reset_tokens),
-    ):
-        if limit:
-            found.append((b"x-ratelimit-limit-" + what, str(limit).encode()))
-            found.append((b"x-ratelimit-remaining-" + what, str(max(0, left)).encode()))
-            found.append((b"x-ratelimit-reset-" + what, span(reset / 1000).encode()))
-    return found
-
-
-def span(seconds: float) -> str:
-    """A time as OpenAI writes it: ``120ms``, ``1s``, ``6m0s``, ``2h0m0s``."""
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes}m{rest}s"
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+def _settlement(permit: Permit, tokens: int, *, served: bool) -> tuple[Any, ...]:
+    day, month = periods.now()
+    return ("settle", permit.key, permit.name, int(permit.waits), tokens, int(served), day, month)

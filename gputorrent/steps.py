@@ -58,24 +58,19 @@ class Steps:
         self._add(verb, arguments, blob, (future, late))
         return future
 
-    def tell(self, verb: str, *arguments: Any, heard: Heard, soon: bool = True) -> None:
-        """One step that nobody waits for: its answer is handed to `heard`, or the exception is. Unless it
-        shall go `soon`, it may wait for what is asked next (see `Pipe.carry`)."""
-        self._add(verb, arguments, None, (None, heard), soon=soon)
+    def tell(self, verb: str, *arguments: Any, heard: Heard) -> None:
+        """One step that nobody waits for: its answer is handed to `heard`, or the exception is."""
+        self._add(verb, arguments, None, (None, heard))
 
-    def _add(
-        self, verb: str, arguments: tuple[Any, ...], blob: bytes | None, asker: _Asker, *, soon: bool = True
-    ) -> None:
+    def _add(self, verb: str, arguments: tuple[Any, ...], blob: bytes | None, asker: _Asker) -> None:
         call = self._call
         batch = call.batch
         if batch is None or batch.closed or batch.size >= _MOST_STEPS:
             batch = call.batch = _Batch(call)
             batch.add(self._part, verb, arguments, blob, asker)
-            self._pipe.carry(batch, soon=soon)
+            self._pipe.carry(batch)
         else:
             batch.add(self._part, verb, arguments, blob, asker)
-            if soon:
-                self._pipe.hurry()
 
     async def unless_left(self, late: Heard, verb: str, *arguments: Any, blob: bytes | None = None) -> Any:
         """As a call. Whoever is cancelled while it waits leaves the answer, whenever it comes, to `late`."""

@@ -192,11 +192,10 @@ class Board:
         return self._script.ask("release", *_release(node, model, job, attempt, verdict, fingerprint))
 
     def give_back(
-        self, node: str, model: str, job: str, attempt: int, verdict: Verdict, *, heard: Heard, soon: bool
+        self, node: str, model: str, job: str, attempt: int, verdict: Verdict, *, heard: Heard
     ) -> None:
-        """The same for who does not wait for it, nor asks for strikes; `soon` if others may wait for a slot
-        there."""
-        self._script.tell("release", *_release(node, model, job, attempt, verdict), heard=heard, soon=soon)
+        """The same for who does not wait for it, nor asks for strikes."""
+        self._script.tell("release", *_release(node, model, job, attempt, verdict), heard=heard)
 
     async def leave(self, job: str) -> bool:
         """Take a waiting job off the board. Returns whether it waited."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
@@ -19,6 +18,7 @@ import redis
 from gputorrent.chosen import settings
 from gputorrent.redis import Pipe, asynchronous
 from jobs import breaker, counting, interactive, metrics, routing
+from jobs.afterwards import Afterwards
 from jobs.board import Board, Full, Placed, Proof, Waiting, released
 from jobs.effects import Effects
 from jobs.errors import (
@@ -31,7 +31,7 @@ from jobs.errors import (
     QueueTimeout,
     UpstreamFailed,
 )
-from jobs.interactive import InteractiveJob, Lost, Over, Request, in_words
+from jobs.interactive import InteractiveJob, Leave, Lost, Request, in_words, pause_before_next
 from jobs.lifecycle import Move
 from jobs.mailbox import Mailbox
 from jobs.metrics import Metrics
@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 
 STATE = "gputorrent.dispatcher"
 """Where the process's dispatcher lies in the state that the server hands to each request."""
-_APART_SECONDS = 0.2
 _NOWHERE_YET: Final[set[str]] = set()
 
 
@@ -66,7 +65,7 @@ class Dispatcher:
         self.metrics.sample(metrics.DROPPED, lambda: self.recorder.dropped)
         self.jobs: dict[str, InteractiveJob] = {}
         self.mailbox.on_placed = lambda job: self.recorder.note(self.jobs[job])
-        self._effect = Effects()
+        self._effect, self._afterwards = Effects(), Afterwards(self._after)
         self.wishes = LoadWishes(self.mailbox, self._effect)
 
     async def start(self) -> None:
@@ -76,6 +75,7 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """End what is left, write the records, close the wire."""
+        self._afterwards.all()
         for job in list(self.jobs.values()):
             self.abandon(job)
         await self._effect.over(2.0)
@@ -89,11 +89,13 @@ class Dispatcher:
 
     # -- the verbs -----------------------------------------------------------------------------
 
-    async def submit(self, request: Request, over: Over | None = None, proof: Proof = None) -> InteractiveJob:
-        """Accept a job: it is placed, or it waits. `over` is done once, at the end. Raises `JobError`, and
-        without a trace `NotPermitted` where Redis has no such `proof` (see `Board.reserve`)."""
+    async def submit(
+        self, request: Request, leave: Leave | None = None, proof: Proof = None
+    ) -> InteractiveJob:
+        """Accept a job: it is placed, or it waits. Raises `JobError`, and without a trace `NotPermitted`
+        where Redis has no such `proof` (see `Board.reserve`)."""
         new_id, web = interactive.new_job_id(), self.mailbox.web
-        job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web, over=over)
+        job = InteractiveJob(new_id, request, settings.STREAM_BUFFER_BYTES, web=web, leave=leave)
         self.jobs[job.id] = job
         job.tail = self.tails.begin(job, request.key)
         try:
@@ -102,6 +104,7 @@ class Dispatcher:
             self._stopped_by(job, e)
             raise
         self.recorder.note(job)
+        self._afterwards.all()  # the node is at it, and this process has time
         return job
 
     async def first(self, job: InteractiveJob) -> Chunk | Done:
@@ -313,17 +316,9 @@ class Dispatcher:
         if outcome not in interactive.RETRYABLE or job.attempt >= settings.ATTEMPTS:
             raise UpstreamFailed(in_words(event))
         log.info("job=%s attempt=%d node=%s outcome=%s: trying again", job.id, job.attempt, job.node, outcome)
-        if outcome == Outcome.MODEL_NOT_READY:
-            await asyncio.sleep(2 * settings.SNAPSHOT_SECONDS)  # until the snapshot knows, too
-        if outcome == Outcome.ENGINE_DIED:
-            # Whatever was on that engine comes back now: not all at once, so that one request which kills
-            # engines does not take the same company along to the next. And it may have had its strikes.
-            if settled:
-                await asyncio.wait({settled})
-            await asyncio.sleep(random.uniform(0, _APART_SECONDS))  # noqa: S311 - jitter
-        like = sum(1 for t in job.tries if t.outcome == outcome)
-        if like > 1:
-            await asyncio.sleep(random.uniform(0.5, 1.0) * 0.1 * 2**like)  # noqa: S311 - jitter
+        if outcome == Outcome.ENGINE_DIED and settled:
+            await asyncio.wait({settled})  # it may have had its strikes
+        await asyncio.sleep(pause_before_next(job, outcome))
 
     def settle(self, job: InteractiveJob) -> asyncio.Future[Any] | None:
         """Give back the slot of an attempt that is over, once; if its node may still be at it, say stop.
@@ -341,12 +336,12 @@ class Dispatcher:
             # At once: as a task it would run after the next attempt has joined the queue, and take that out.
             self._effect(self.board.leave_soon(job.id))
             return None
-        spare = self.outlook.left(node, job.request.model)
+        self.outlook.left(node, job.request.model)
         outcome = job.current.outcome
         suspect, verdict = self.outlook.suspect(job.request, outcome), breaker.verdict(outcome)
         place = node, job.request.model, job.id, job.attempt
         if not suspect and outcome != Outcome.ENGINE_DIED:  # nobody waits for it
-            self.board.give_back(*place, verdict, heard=self._effect.hears(), soon=not spare)
+            self.board.give_back(*place, verdict, heard=self._effect.hears())
             return None
         given_back = self.board.release_soon(*place, verdict, suspect)
         if suspect:
@@ -361,13 +356,14 @@ class Dispatcher:
     # -- ending --------------------------------------------------------------------------------------
 
     def _finished(self, job: InteractiveJob, done: Done) -> None:
-        """The answer is complete. What else there is to do waits for the next turn: it is written then."""
+        """The answer is complete, and is written before anything else is done for the job."""
         job.http_status = done.status
         if done.status < 400:
             self._ends(job, Move.COMPLETE)
         else:
             self._ends(job, Move.FAIL, "rejected_by_engine", f"the engine answered {done.status}")
-        asyncio.get_running_loop().call_soon(self._after, job)
+        pressing = job.leave is not None and job.leave.pressing
+        self._afterwards.add(job, soon=pressing or not self.outlook.roomy(job.node, job.request.model))
 
     def _after(self, job: InteractiveJob) -> None:
         self.settle(job)
@@ -390,8 +386,8 @@ class Dispatcher:
     def _forget(self, job: InteractiveJob) -> None:
         if self._drop(job):
             counting.job_over(self.metrics, job, self.outlook.snapshot)
-            if job.over:
-                job.over(job, self._effect.hears())
+            if job.leave:
+                job.leave.over(job, self._effect.hears())
 
     def _drop(self, job: InteractiveJob) -> bool:
         """Know nothing of it any more. Returns whether it was known."""

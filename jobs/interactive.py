@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from gputorrent import entropy
+from gputorrent.chosen import settings
 from gputorrent.steps import Heard
 from jobs import accounting, lifecycle, rows
 from jobs.accounting import NOTHING, Spent
@@ -30,7 +31,17 @@ UNSERVABLE: Final = "unservable"
 LOAD_TIMEOUT: Final = "load_timeout"
 
 
-Over = Callable[["InteractiveJob", Heard], None]
+class Leave(Protocol):
+    """What the limits of a key gave for a job (`api.limits.Permit`)."""
+
+    @property
+    def pressing(self) -> bool:
+        """Whether others may wait for what it gives back."""
+
+    def over(self, job: InteractiveJob, heard: Heard) -> None:
+        """The job is over; called once. What becomes of it is told to `heard`."""
+
+
 """Done once when nothing more is awaited of a job, from its caller or from its node. What it asks then is
 answered to the other."""
 
@@ -129,7 +140,7 @@ class InteractiveJob(Outflow):
     attempt: int = 0
     lease: bytes = b""
     next_seq: int = 0
-    over: Over | None = None
+    leave: Leave | None = None
     tail: Tail | None = None  # for those who watch
 
     # -- attempts ------------------------------------------------------------------------------------
@@ -281,6 +292,25 @@ class InteractiveJob(Outflow):
     def record(self) -> tuple[JobRow, list[AttemptRow]]:
         """The rows as they should now be in the ledger."""
         return rows.of(self)
+
+
+def pause_before_next(job: InteractiveJob, outcome: str) -> float:
+    """Seconds until the next attempt, after one that ended so. Drawn by lot, so that who failed together does
+    not come back together."""
+    seconds = 0.0
+    if outcome == Outcome.MODEL_NOT_READY:
+        seconds = 2 * settings.SNAPSHOT_SECONDS  # until the snapshot knows, too
+    elif outcome == Outcome.ENGINE_DIED:
+        # Whatever was on that engine comes back now: not all at once, so that one request which kills engines
+        # does not take the same company along to the next.
+        seconds = random.uniform(0, _APART_SECONDS)  # noqa: S311 - jitter
+    like = sum(1 for t in job.tries if t.outcome == outcome)
+    if like > 1:
+        seconds += random.uniform(0.5, 1.0) * 0.1 * 2**like  # noqa: S311 - jitter
+    return seconds
+
+
+_APART_SECONDS: Final = 0.2
 
 
 def in_words(event: Failed | Lost) -> str:

@@ -75,6 +75,11 @@ class Outlook:
         hints = routing.Hints(request.tokens_wanted, self.spreading.turns(model), prefers)
         return self._standings.decide(model, self.in_flight, hints, request.only, tried)
 
+    def longest_context(self, model: str) -> int:
+        """The most tokens that any node takes for a model; 0 while that is unknown."""
+        contexts = self._standings.contexts(model)
+        return contexts[-1] if contexts else 0
+
     def _contexts(self, model: str) -> Iterable[int]:
         return (m.max_model_len for _, m in self.snapshot.by_model.get(model, ()))
 
@@ -97,15 +102,19 @@ class Outlook:
         view = self.snapshot.nodes.get(node)
         return view.incarnation if view else 0
 
-    def left(self, node: str, model: str) -> bool:
-        """An attempt less. Returns whether half of the node's slots were free before, so that nobody waits
-        for this one, as far as is known here."""
+    def left(self, node: str, model: str) -> None:
+        """An attempt less."""
         place = f"{node}/{model}"
-        before = self.in_flight.get(place, 0)
-        self.in_flight[place] = max(0, before - 1)
+        self.in_flight[place] = max(0, self.in_flight.get(place, 0) - 1)
         self._standings.touch(model, node)
+
+    def roomy(self, node: str, model: str) -> bool:
+        """Whether half of a node's slots are free, so that nobody waits for one, as far as is known here."""
         view = self.snapshot.nodes.get(node)
-        return view is not None and any(m.name == model and 2 * before <= m.slots for m in view.models)
+        if view is None:
+            return False
+        used = self.in_flight.get(f"{node}/{model}", 0)
+        return any(m.name == model and 2 * used <= m.slots for m in view.models)
 
     def suspect(self, request: Request, outcome: str) -> str:
         """The request's fingerprint, if this outcome says something of the request; empty otherwise."""

@@ -71,6 +71,12 @@ class Standings:
             if len(touched) > _MOST_TOUCHED:  # Redis is away, so nothing has been cleared for long
                 self.clear()
 
+    def contexts(self, model: str) -> list[int]:
+        """The lengths of context that there are for a model, in order."""
+        if (contexts := self._contexts.get(model)) is None:
+            contexts = self._contexts[model] = sorted(set(self._lengths(model)))
+        return contexts
+
     def decide(
         self,
         model: str,
@@ -81,8 +87,7 @@ class Standings:
     ) -> Decision:
         """As `routing.choose` would, with the best few of the order, and the others if they are asked for.
         `in_flight` by ``node/model``."""
-        if (contexts := self._contexts.get(model)) is None:
-            contexts = self._contexts[model] = sorted(set(self._lengths(model)))
+        contexts = self.contexts(model)
         kind = model, only, frozenset(tried) if tried else _NOWHERE, bisect_left(contexts, hints.tokens)
         touched = self._touched.setdefault(model, [])
         kept = self._kept.get(kind)

@@ -20,9 +20,6 @@ from redis.exceptions import NoScriptError, ResponseError
 ANSWER_SECONDS = 2.5
 """How long one command may take before the request in front of it is refused with 503."""
 
-LINGER_SECONDS = 0.001
-"""How long what nobody waits for may wait for company: the end of one request and the beginning of the next,
-which comes as soon as its client has read the answer, take one trip then. The least of libuv's clock."""
 _JOINED_BYTES = 64 * 1024
 """Up to here one copy costs less than many pieces do."""
 _MORE: Any = object()
@@ -138,8 +135,6 @@ class Pipe:
         self._line: _Line | None = None
         self._forgotten = 0  # of those that wait, the first so many are scripts to be sent whole
         self._soon = False  # a write is about to happen, or a connection to be opened
-        self._hurried = False  # of those that wait, some shall go soon
-        self._lingering: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -207,31 +202,22 @@ class Pipe:
         self._add(asked, self._waiting)
         return asked.future
 
-    def carry(self, asked: Asked, *, soon: bool) -> None:
+    def carry(self, asked: Asked) -> None:
         """Queue something that still grows until it is written: it goes in front of all commands of that
-        write. Unless it shall go `soon`, it goes with what is asked next, or after `LINGER_SECONDS`."""
-        self._add(asked, self._in_front, soon=soon)
+        write."""
+        self._add(asked, self._in_front)
 
-    def hurry(self) -> None:
-        """What is carried has grown by something that shall go soon."""
-        self._hurried = True
-        if not self._sent and not self._soon:
-            self._soon = True
-            asyncio.get_running_loop().call_soon(self._write)
-
-    def _add(self, asked: Asked, queue: list[Asked], *, soon: bool = True) -> None:
+    def _add(self, asked: Asked, queue: list[Asked]) -> None:
         if self._ended is not None:
             asked.refuse(self._ended)
             return
         queue.append(asked)
-        if soon:
-            self.hurry()
-        elif not self._sent and not self._soon:
-            self._linger()
+        self._write_soon()
 
-    def _linger(self) -> None:
-        if self._lingering is None:
-            self._lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._write)
+    def _write_soon(self) -> None:
+        if not self._sent and not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._write)
 
     def flush(self) -> None:
         """Write at once what was given in this turn, if nothing is under way: for who gathers by himself."""
@@ -241,9 +227,6 @@ class Pipe:
     # -- out -----------------------------------------------------------------------------------------
     def _write(self) -> None:
         self._soon = False
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
         if self._sent or not (self._waiting or self._in_front):
             return
         loop = asyncio.get_running_loop()
@@ -256,7 +239,6 @@ class Pipe:
         self._sent.extend(self._in_front)
         self._sent.extend(self._waiting[again:])
         self._waiting, self._in_front, self._forgotten = [], [], 0
-        self._hurried = False
         self._line.write([piece for asked in self._sent for piece in asked.packed()])
         self._deadline = loop.time() + self._answer_seconds
         if self._timer is None:
@@ -312,10 +294,7 @@ class Pipe:
             self._waiting.insert(self._forgotten, asked)
             self._forgotten += 1
         if not self._sent and not self._soon and (self._waiting or self._in_front):
-            if self._hurried or self._waiting:
-                self.hurry()  # behind those who have just been answered: what they ask next goes along
-            else:
-                self._linger()
+            self._write_soon()  # behind those who have just been answered: what they ask next goes along
 
     def lost(self, line: _Line, why: BaseException | None) -> None:
         """The connection is gone."""
@@ -337,7 +316,7 @@ class Pipe:
         self._waiting[self._forgotten : self._forgotten] = again
         self._forgotten += len(again)
         if self._waiting or self._in_front:
-            self.hurry()
+            self._write_soon()
 
 
 class _Line(asyncio.Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from api import limits, usage
+from api import limits, limits_in_words, usage
 from api.authentication import Caller, Limits
 from api.errors import ApiError
 from api.limits import Limiter, Permit
@@ -23,7 +23,6 @@ from jobs.lifecycle import Move
 from jobs.mailbox import web_key
 from tests.jobs.desk import request
 from tests.jobs.scripted import until
-from worker_agent import pipe as pipe_module
 from worker_agent.contract import Done, Usage
 
 WEBS = ("web-a", "web-b")
@@ -254,9 +253,9 @@ async def test_a_budget_that_is_used_up_is_insufficient_quota(limiter, what):
     who = caller(**{what: 250})
     permit = await admitted(limiter, who)
     await limiter.settle(permit, 180, served=True)
-    assert limiter.tight == {7: False}
+    assert not limiter.known(7).tight
     error = await refused(limiter, who)
-    assert limiter.tight == {7: True}
+    assert limiter.known(7).tight
     assert (error.type, error.code) == ("insufficient_quota", "insufficient_quota")
     assert int(header(error.headers, "retry-after") or 0) > 1 or seconds_left(what) < 5
     await admitted(limiter, who, asked(answer=50))  # a smaller one still fits
@@ -279,7 +278,7 @@ async def test_what_is_under_way_is_reserved_from_the_budget(limiters):
 
 
 @pytest.mark.parametrize(
-    ("limited", "tight"),
+    ("limited", "pressing"),
     [
         ({"requests_per_minute": 1}, False),  # nothing of that comes back at the end
         ({"concurrency": 2}, False),
@@ -293,31 +292,16 @@ async def test_what_is_under_way_is_reserved_from_the_budget(limiters):
         ({"tokens_per_day": 9000, "tokens_per_month": 199, "concurrency": 9}, True),
     ],
 )
-async def test_who_has_used_half_gets_back_at_once_what_was_not_used(
-    limiter, wire, monkeypatch, limited, tight
-):
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+async def test_what_is_given_back_is_pressing_where_half_is_used(limiter, limited, pressing):
     permit = await admitted(limiter, caller(**limited))  # 100 tokens
-    assert limiter.tight[permit.key] == tight
-    heard: list[Any] = []
-    limiter.tell_settled(permit, 10, served=True, heard=heard.append)
-    if tight:
-        await until(lambda: heard == [1])
-    else:
-        await asyncio.sleep(0.02)
-        assert heard == []
-        await admitted(limiter, caller(8, concurrency=9))
-        assert heard == [1]
+    assert permit.pressing == pressing
 
 
 @pytest.mark.parametrize("limited", [{"concurrency": 3}, {"tokens_per_day": 399}, {"tokens_per_month": 399}])
-async def test_whether_half_is_used_is_as_the_last_answer_said(limiter, monkeypatch, limited):
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+async def test_whether_half_is_used_is_as_the_last_answer_said(limiter, limited):
     who = caller(**limited)
     first, _ = await admitted(limiter, who), await admitted(limiter, who)
-    heard: list[Any] = []
-    limiter.tell_settled(first, 10, served=True, heard=heard.append)
-    await until(lambda: heard == [1])
+    assert first.pressing
 
 
 async def test_budgets_outlive_redis_and_windows_start_anew(limiter, wire):
@@ -439,7 +423,7 @@ async def test_what_could_not_be_settled_is_settled_later(limiter, wire):
     [(0, "0ms"), (0.12, "120ms"), (1, "1s"), (59.4, "59s"), (60, "1m0s"), (360, "6m0s"), (7200, "2h0m0s")],
 )
 def test_a_time_is_written_as_openai_writes_it(seconds, text):
-    assert limits.span(seconds) == text
+    assert limits_in_words.span(seconds) == text
 
 
 async def test_headers_tell_of_those_limits_that_there_are(limiter):

@@ -84,8 +84,9 @@ class Desk:
             await asyncio.sleep(0)
 
     async def settled(self) -> None:
-        """Until the effects under way have been done."""
+        """Until the effects under way, and what was left to do for jobs that are over, have been done."""
         await asyncio.sleep(0)
+        self.dispatcher._afterwards.all()
         while under_way := set(self.dispatcher._effect._under_way):
             await asyncio.wait(under_way)
 
@@ -105,5 +106,6 @@ class Desk:
 
     async def row(self, job: InteractiveJob) -> Job:
         """The job's record in the ledger."""
+        self.dispatcher._afterwards.all()
         await self.dispatcher.recorder.flush()
         return await Job.objects.prefetch_related("attempts").aget(pk=job.id)

@@ -127,6 +127,7 @@ async def test_each_chat_stays_where_it_began_and_new_ones_spread(desk, nodes):
 
 async def test_the_record_says_that_the_prefix_chose(desk, nodes):
     await ask(desk, chat("x"), nodes)
+    await desk.settled()
     asking = desk.ask(stream=False, prefix=chat("x", "y", "z"))
     work = await nodes[0].take()
     nodes[0].done(work)

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from jobs import errors, interactive, mailbox
+from jobs import afterwards, errors, interactive, mailbox
 from jobs.models import Job, JobState
+from tests.jobs.desk import Desk, request
 from tests.jobs.scripted import ScriptedNode, until
-from worker_agent import pipe as pipe_module
 from worker_agent.contract import Cancel, Chunk, Done, Load, ModelState, Outcome
 
 A, B, C, D = (letter * 16 for letter in "abcd")
@@ -42,14 +42,26 @@ async def test_a_whole_answer_comes_back_and_is_recorded(desk, wire):
 
 
 @pytest.fixture
-def lingering(monkeypatch) -> None:
-    """What may wait for company waits until something is asked; nothing is by itself."""
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+def at_rest(monkeypatch) -> None:
+    """What is left to do for a job rests until another is placed; nothing is done by itself."""
+    monkeypatch.setattr(afterwards, "REST_SECONDS", 60.0)
     monkeypatch.setattr(mailbox, "_REFRESH_SECONDS", 60.0)
 
 
+class FakeLeave:
+    """Of a key with limits."""
+
+    def __init__(self, *, pressing: bool) -> None:
+        self.pressing = pressing
+        self.told: list[interactive.InteractiveJob] = []
+
+    def over(self, job, heard) -> None:
+        self.told.append(job)
+        heard(1)
+
+
 @pytest.mark.parametrize(("slots", "used"), [(1, 1), (2, 2), (3, 2)])
-async def test_a_slot_that_others_may_wait_for_comes_back_at_once(lingering, desk, wire, slots, used):
+async def test_a_slot_that_others_may_wait_for_comes_back_at_once(at_rest, desk, wire, slots, used):
     node = ScriptedNode(wire, slots=slots)
     await desk.refresh()
     kept = []
@@ -65,7 +77,7 @@ async def test_a_slot_that_others_may_wait_for_comes_back_at_once(lingering, des
 
 
 @pytest.mark.parametrize("slots", [2, 4])
-async def test_a_slot_of_many_comes_back_with_the_next_request(lingering, desk, wire, slots):
+async def test_a_slot_of_many_comes_back_behind_the_next_request(at_rest, desk, wire, slots):
     node = ScriptedNode(wire, slots=slots)
     await desk.refresh()
     asking = desk.ask(stream=False)
@@ -73,13 +85,47 @@ async def test_a_slot_of_many_comes_back_with_the_next_request(lingering, desk, 
     await asking.first()
     await asyncio.sleep(0.02)
     assert wire.hlen(f"gt:board:slots:{node.id}/m") == 1
-    before = wire.info("commandstats")["cmdstat_evalsha"]["calls"]
     following = desk.ask(stream=False)
     work = await node.take()
-    assert wire.hlen(f"gt:board:slots:{node.id}/m") == 1
-    assert wire.info("commandstats")["cmdstat_evalsha"]["calls"] == before + 1
+    await until(lambda: wire.hkeys(f"gt:board:slots:{node.id}/m") == [f"{work.job}:1".encode()])
     node.done(work)
     await following.first()
+
+
+async def test_what_is_left_to_do_is_done_without_a_next_request(desk, wire):
+    node = ScriptedNode(wire, slots=4)
+    await desk.refresh()
+    asking = desk.ask(stream=False)
+    node.done(await node.take())
+    await asking.first()
+    await until(lambda: not desk.dispatcher.jobs and not wire.exists(f"gt:board:slots:{node.id}/m"))
+
+
+@pytest.mark.parametrize("pressing", [True, False])
+async def test_limits_that_are_half_used_get_back_at_once_what_was_not_used(at_rest, desk, wire, pressing):
+    node, leave = ScriptedNode(wire, slots=4), FakeLeave(pressing=pressing)
+    await desk.refresh()
+    submitted = asyncio.create_task(desk.dispatcher.submit(request(stream=False), leave))
+    node.done(await node.take())
+    job = await submitted
+    await desk.dispatcher.first(job)
+    assert leave.told == []
+    await asyncio.sleep(0.02)
+    assert leave.told == [job] * pressing
+
+
+async def test_what_is_left_to_do_is_done_before_the_process_ends(at_rest, desk, wire):
+    node, leave, other = ScriptedNode(wire, slots=4), FakeLeave(pressing=False), Desk()
+    await other.dispatcher.start()
+    await other.refresh()
+    submitted = asyncio.create_task(other.dispatcher.submit(request(stream=False), leave))
+    node.done(await node.take())
+    job = await submitted
+    await other.dispatcher.first(job)
+    await other.dispatcher.stop()
+    assert leave.told == [job]
+    assert not wire.exists(f"gt:board:slots:{node.id}/m")
+    assert (await desk.row(job)).state == JobState.COMPLETED
 
 
 async def test_a_stream_comes_back_byte_for_byte(desk, wire):

@@ -10,8 +10,6 @@ from redis.exceptions import ResponseError
 
 from gputorrent.redis import Pipe, asynchronous
 from gputorrent.steps import Steps
-from tests.jobs.scripted import until
-from worker_agent import pipe as pipe_module
 
 _LIST = """
 function verbs.add(a)
@@ -122,79 +120,15 @@ async def test_a_script_that_fails_as_a_whole_takes_no_other_along(client, wire)
     assert wire.lrange("list", 0, -1) == [b"b"]
 
 
-async def test_what_nobody_waits_for_goes_with_what_is_asked_next(steps, wire, monkeypatch):
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
+async def test_what_nobody_waits_for_is_answered_to_who_shall_hear(steps, wire):
     heard: list[object] = []
-    await steps("add", "first")
-    before = calls(wire)
-    steps.tell("add", "quiet", heard=heard.append, soon=False)
-    await asyncio.sleep(0.02)
-    assert (heard, calls(wire)) == ([], before)
-    assert await steps("add", "asked") == 3
-    assert (heard, calls(wire)) == ([2], before + 1)
-    assert wire.lrange("list", 0, -1) == [b"first", b"quiet", b"asked"]
-
-
-async def test_what_nobody_waits_for_does_not_follow_a_call_at_once_either(steps, wire, monkeypatch):
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
-    heard: list[object] = []
-    await steps("add", "first")
-    under_way = steps.ask("add", "second")
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    steps.tell("add", "quiet", heard=heard.append, soon=False)
-    assert await under_way == 2
-    await asyncio.sleep(0.02)
-    assert (heard, wire.llen("list")) == ([], 2)
-    assert await steps("add", "asked") == 4
-    assert heard == [3]
-
-
-async def test_what_nobody_waits_for_goes_by_itself_in_the_end(steps):
-    heard: list[object] = []
-    for n in range(1, 4):
-        steps.tell("add", n, heard=heard.append, soon=False)
-        await until(lambda: heard == list(range(1, n + 1)))  # noqa: B023 - awaited here
-    assert heard == [1, 2, 3]
-
-
-async def test_that_something_else_took_its_predecessor_along_keeps_nothing_back(steps, monkeypatch):
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 0.05)
-    heard: list[object] = []
-    await steps("add", "first")
-    steps.tell("add", "quiet", heard=heard.append, soon=False)
-    await steps("add", "asked")
-    steps.tell("add", "quiet", heard=heard.append, soon=False)
-    await until(lambda: heard == [2, 4])
-
-
-async def test_what_others_may_wait_for_goes_soon(steps, monkeypatch):
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
-    heard: list[object] = []
-    steps.tell("add", "quiet", heard=heard.append, soon=False)
-    steps.tell("add", "soon", heard=heard.append)
-    await until(lambda: heard == [1, 2])
-
-
-async def test_what_lingers_does_not_get_lost_with_a_line_that_is_cut(steps, monkeypatch):
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
-    heard: list[object] = []
-    await steps("add", "first")
-    nobodys = steps.ask("add", "second")
-    await asyncio.sleep(0)
-    nobodys.cancel()  # it is under way, and need not be sent again
-    steps.tell("add", "quiet", heard=heard.append, soon=False)
-    steps._pipe._line.abort()
-    await until(lambda: heard and isinstance(heard[0], int))
-
-
-async def test_a_pipe_that_is_closed_refuses_what_lingers(steps, monkeypatch):
-    monkeypatch.setattr(pipe_module, "LINGER_SECONDS", 60.0)
-    heard: list[object] = []
-    await steps("add", "a")
-    steps.tell("add", "quiet", heard=heard.append, soon=False)
+    steps.tell("add", "quiet", heard=heard.append)
+    assert await steps("add", "asked") == 2
+    assert heard == [1]
     await steps._pipe.close()
-    assert [type(error) for error in heard] == [redis.ConnectionError]
+    steps.tell("add", "late", heard=heard.append)
+    assert isinstance(heard[1], redis.ConnectionError)
+    assert wire.lrange("list", 0, -1) == [b"quiet", b"asked"]
 
 
 async def test_steps_go_out_before_the_commands_of_the_same_turn(steps, wire):
