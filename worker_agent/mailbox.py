@@ -295,9 +295,13 @@ class _Writer:
         self._soon = False
         if self._under_way or self.broken.done():
             return
-        batch = self._outbox.batch(self._loop.time())
-        if batch is None:
-            return
+        try:
+            if (batch := self._outbox.batch(self._loop.time())) is not None:
+                self._write(batch)
+        except Exception as error:  # noqa: BLE001 - it is raised where this is waited for
+            self.broken.set_exception(error)
+
+    def _write(self, batch: Batch) -> None:
         self._under_way = True
         answers: list[Any] = []
 
@@ -324,9 +328,10 @@ class _Writer:
                     raise answer
             nobody = {web for (web, _), answer in zip(batch.writes, answers, strict=False) if answer is None}
             self._written(batch, nobody)
-            self._next()
-        except Exception as error:  # noqa: BLE001 - it is raised where this is waited for
+        except Exception as error:  # noqa: BLE001 - as above
             self.broken.set_exception(error)
+        else:
+            self._next()
 
 
 _OPTIONS = ("NOMKSTREAM", "MAXLEN", "~", contract.REPLY_STREAM_MAXLEN, "*", contract.FIELD)

@@ -141,6 +141,20 @@ async def test_replies_never_make_a_stream_and_a_web_process_without_one_is_give
     assert len(web.of(item)) == 1
 
 
+async def test_an_error_of_the_agents_own_ends_it_and_is_not_swallowed(access):
+    def broken(web):
+        raise ValueError(web)
+
+    owner = Owner(nobody_seconds=0.0)
+    owner.mailbox._on_nobody = broken
+    await owner.mailbox.use(access)
+    owner.mailbox.send("nobody", chunk(work(), 0))
+    with pytest.raises(ExceptionGroup, check=lambda group: group.subgroup(ValueError) is not None):
+        async with asyncio.timeout(10):
+            await owner.mailbox.run()
+    await owner.mailbox.close()
+
+
 async def test_what_is_owed_while_redis_is_away_arrives_afterwards(access, redis_server, broker, web):
     item, later = work(), work()
     async with running(access) as owner:
