@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from jobs.interactive import InteractiveJob
+
+log = logging.getLogger(__name__)
 
 REST_SECONDS = 0.005
 """How long a job may rest. Who asks one thing after the other sends the next as soon as he has the answer: it
@@ -38,4 +41,7 @@ class Afterwards:
             self._timer = None
         jobs, self._resting = self._resting, []
         for job in jobs:
-            self._see_to(job)
+            try:
+                self._see_to(job)
+            except Exception as e:  # the request that has time for it is another's
+                log.error("not seen to the end job=%s", job.id, exc_info=e)
