@@ -208,7 +208,9 @@ def record(message: str, *args, **how) -> logging.LogRecord:
 
 @pytest.fixture
 def _outside():
-    tracing._current.set(None)
+    before = tracing._current.set(None)
+    yield
+    tracing._current.reset(before)  # what comes after this test in its process is outside as well
 
 
 @pytest.mark.usefixtures("_outside")
