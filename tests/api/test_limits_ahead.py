@@ -34,7 +34,7 @@ ROOMY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def at_the_beginning_of_a_second(wire) -> None:
     """So that what a test does at once falls into one second of Redis's clock."""
-    while wire.time()[1] > 300_000:
+    while wire.time()[1] > 200_000:
         time.sleep(0.01)
 
 
@@ -82,7 +82,7 @@ async def test_who_asks_often_is_admitted_without_redis(limiter, wire):
         assert permit.proof is None
         await permit.granted()
         left.append(header(permit.headers, "x-ratelimit-remaining-requests"))
-        assert header(permit.headers, "x-ratelimit-reset-requests") == "1m1s"
+        assert header(permit.headers, "x-ratelimit-reset-requests") in {"1m1s", "1m0s"}
         await limiter.settle(permit, 40, served=True)
     assert calls(wire) == before
     assert left == ["9990", "9989", "9988", "9987", "9986"]
@@ -188,7 +188,7 @@ async def test_one_process_has_exactly_so_many_at_once(limiter, eager):
 
 
 async def test_what_one_process_has_and_does_not_use_is_anothers_a_second_later(limiters, eager):
-    who = caller(requests_per_minute=200)
+    who = caller(requests_per_minute=100)
     await admitted(limiters[0], who)
     has = limiters[0].known(7).allowance.requests
     assert has >= 8
@@ -197,7 +197,7 @@ async def test_what_one_process_has_and_does_not_use_is_anothers_a_second_later(
         while True:
             await admitted(limiters[1], who)
             count += 1
-    assert count == 199 - has
+    assert count == 99 - has
     await until(lambda: limiters[0].known(7).allowance is None)
     await asyncio.sleep(0.02)
     for _ in range(has):
