@@ -109,12 +109,13 @@ class Outlook:
         self._standings.touch(model, node)
 
     def roomy(self, node: str, model: str) -> bool:
-        """Whether half of a node's slots are free, so that nobody waits for one, as far as is known here."""
+        """Whether three quarters of a node's slots are free, so that nobody misses one for a moment, as far
+        as is known here."""
         view = self.snapshot.nodes.get(node)
         if view is None:
             return False
         used = self.in_flight.get(f"{node}/{model}", 0)
-        return any(m.name == model and 2 * used <= m.slots for m in view.models)
+        return any(m.name == model and 4 * used <= m.slots for m in view.models)
 
     def suspect(self, request: Request, outcome: str) -> str:
         """The request's fingerprint, if this outcome says something of the request; empty otherwise."""

@@ -60,7 +60,7 @@ class FakeLeave:
         heard(1)
 
 
-@pytest.mark.parametrize(("slots", "used"), [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("slots", "used"), [(1, 1), (3, 1), (2, 2), (7, 2)])
 async def test_a_slot_that_others_may_wait_for_comes_back_at_once(at_rest, desk, wire, slots, used):
     node = ScriptedNode(wire, slots=slots)
     await desk.refresh()
@@ -76,7 +76,7 @@ async def test_a_slot_that_others_may_wait_for_comes_back_at_once(at_rest, desk,
         await other.leave()
 
 
-@pytest.mark.parametrize("slots", [2, 4])
+@pytest.mark.parametrize("slots", [4, 8])
 async def test_a_slot_of_many_comes_back_behind_the_next_request(at_rest, desk, wire, slots):
     node = ScriptedNode(wire, slots=slots)
     await desk.refresh()
