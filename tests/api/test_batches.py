@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -274,7 +275,10 @@ async def test_lists_come_in_pages(serve):
     ann = {"Authorization": f"Bearer {secret}"}
     client = await serve()
     ids = [(await upload(client, ann)).json()["id"] for _ in range(3)]
-    made = [await sync_to_async(batches.create)(row.pk, ids[0], CHAT, {}) for _ in range(3)]
+    made = []
+    for _ in range(3):
+        made.append(await sync_to_async(batches.create)(row.pk, ids[0], CHAT, {}))
+        await asyncio.sleep(0.002)  # ids of one millisecond have no order
     for path, expected in (("/v1/files", ids), ("/v1/batches", [b.id for b in made])):
         first = (await client.get(path, params={"limit": 2}, headers=ann)).json()
         assert [f["id"] for f in first["data"]] == expected[:0:-1]
