@@ -34,8 +34,7 @@ class Allowance:
     slots: int
     """Requests at once. These three: what is left to be taken."""
     told: tuple[int, int, int, int]
-    """As Redis answered: requests and tokens left of the limits, with this, and ms until these are whole
-    again."""
+    """As Redis answered: requests and tokens left of the limits beside this, and ms until these are whole."""
     at: float
     """When it was asked for."""
     closed: bool = False
@@ -45,15 +44,10 @@ class Allowance:
     sent: tuple[Any, ...] | None = None
     """The account under way, until it was heard."""
     _accounts: int = 0
-    _began: tuple[int, int] = (0, 0)
-    _kept: tuple[int, int] = (0, 0)
+    _news: bool = False  # since the last account
     _requests_back: int = 0
     _tokens_back: int = 0
     _spent: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._kept = self.slots, self.tokens
-        self._began = self.requests, self.tokens
 
     def take(self, tokens: int, now: float) -> bool:
         """Admit a request that reserves so many tokens. False: ask Redis."""
@@ -71,6 +65,7 @@ class Allowance:
         it was not served the request itself, may be taken anew while this is open."""
         self.under_way -= 1
         self.reserved -= reserved
+        self._news = True
         if tokens:
             for period in periods:
                 self._spent[period] = self._spent.get(period, 0) + tokens
@@ -84,22 +79,21 @@ class Allowance:
 
     def close(self) -> None:
         """Nothing is taken any more, and the rest is given back. Safe to repeat."""
-        self.closed = True
+        self.closed = self._news = True
         self._requests_back += self.requests
         self._tokens_back += self.tokens
         self.requests = self.tokens = self.slots = 0
 
     def account(self) -> tuple[Any, ...] | None:
-        """What Redis has to be told of it next, as a step of `limits.lua`; None if nothing, or the last
-        one has not been heard. It stays under `sent`, to be said again as it is, until `heard`."""
-        keeps = self.under_way + self.slots, self.reserved + max(self.tokens, 0)
-        back = self._requests_back, self._tokens_back
-        if self.sent is not None or (keeps == self._kept and back == (0, 0) and not self._spent):
+        """What Redis has to be told next of one that is closed, as a step of `limits.lua`; None if nothing,
+        or the last one has not been heard. It stays under `sent`, to be said again, until `heard`."""
+        if not self.closed or self.sent is not None or not self._news:
             return None
         self._accounts += 1
+        kept, back = (self.under_way, self.reserved), (self._requests_back, self._tokens_back)
         spent = [each for period in self._spent.items() for each in period]
-        self.sent = ("account", self.key, self.name, self._accounts, *keeps, *back, *spent)
-        self._kept, self._requests_back, self._tokens_back, self._spent = keeps, 0, 0, {}
+        self.sent = ("account", self.key, self.name, self._accounts, *kept, *back, *spent)
+        self._news, self._requests_back, self._tokens_back, self._spent = False, 0, 0, {}
         return self.sent
 
     def heard(self) -> None:
@@ -116,8 +110,8 @@ class Allowance:
         requests, tokens, until_requests, until_tokens = self.told
         passed = int((now - self.at) * 1000)
         return (
-            requests - self._began[0] + self.requests,
-            tokens - self._began[1] + self.tokens,
+            requests + self.requests,
+            tokens + self.tokens,
             max(0, until_requests - passed),
             max(0, until_tokens - passed),
         )

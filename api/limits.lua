@@ -116,6 +116,17 @@ local function charge(k, at, requests, tokens)
   end
 end
 
+-- So much more, or less, belongs to the second `since`. Once that has left the window nothing is given back any more, and
+-- what came too late to be counted there counts now.
+local function correct(k, since, requests, tokens)
+  local at = k.numbers.at
+  if at - since < BUCKETS and since <= at then
+    charge(k, since, requests, tokens)
+  elseif tokens > 0 then
+    charge(k, at, 0, tokens)
+  end
+end
+
 local function held(hash)
   if not hash.held then
     if hash.sum then hash.held = tonumber(redis.call('HGET', hash.key, '') or '0')
@@ -241,19 +252,21 @@ local function purge(k)
   if k.numbers.purged == k.numbers.at then return end
   k.numbers.purged, k.changed.purged = k.numbers.at, true
   write(k)
-  local lives = {}
+  local known_to_live = {}
+  local function lives(web)
+    if known_to_live[web] == nil then known_to_live[web] = redis.call('EXISTS', 'gt:web:' .. web) == 1 end
+    return known_to_live[web]
+  end
   local open = redis.call('HGETALL', k.open.key)
   for i = 1, #open, 2 do
     local web, reserved = string.match(open[i + 1], '^(%S*) (%d+) ')
-    if lives[web] == nil then lives[web] = redis.call('EXISTS', 'gt:web:' .. web) == 1 end
-    if not lives[web] then take(k, k.open, open[i], tonumber(reserved)) end
+    if not lives(web) then take(k, k.open, open[i], tonumber(reserved)) end
   end
   local allowed = redis.call('HGETALL', k.allowed.key)
   for i = 1, #allowed, 2 do
     if allowed[i] ~= '' then
       local web, reserved, _, slots = allowance(allowed[i + 1])
-      if lives[web] == nil then lives[web] = redis.call('EXISTS', 'gt:web:' .. web) == 1 end
-      if not lives[web] then take(k, k.allowed, allowed[i], reserved, slots) end
+      if not lives(web) then take(k, k.allowed, allowed[i], reserved, slots) end
     end
   end
   local deferred = redis.call('HGETALL', k.deferred.key)
@@ -297,15 +310,16 @@ end
 
 -- Count more requests like the one just admitted in advance, if there is plenty of everything: what the allowance has of
 -- requests, tokens and requests at once, and ms until it is over; nothing, if there is none. `left`: tokens, of all
--- limits on them.
-local function allow(k, a, left)
+-- limits on them. Asked again (not `fresh`), it is what was allowed the first time.
+local function allow(k, a, left, fresh)
   local name, wanted, slots = a[15], a[16], a[17]
   local n, at, tokens = k.numbers, k.numbers.at, a[5]
   local entry = k.allowed.permits[name]
-  if entry then  -- asked again after an answer was lost
+  if entry then
     local _, reserved, since, has, _, requests = allowance(entry)
     return {requests, reserved, has, (since + 1) * 1000 - now_ms}
   end
+  if not fresh then return {} end
   if a[7] > 0 then wanted = math.min(wanted, math.floor((a[7] - n.r) / SHARE)) end
   if tokens > 0 then wanted = math.min(wanted, math.floor(left / SHARE / tokens)) end
   local places = a[6] > 0 and math.floor((a[6] - at_once(k)) / SHARE) or slots
@@ -327,12 +341,11 @@ function verbs.admit(a)
   local concurrency, rpm, tpm, per_day, per_month = a[6], a[7], a[8], a[9], a[10]
   local k = known(key)
   local hash, n, at = web ~= '' and k.open or k.deferred, k.numbers, k.numbers.at
-  local verdict, retry, tight, tighter, left, less = 'ok', 0, false, false
+  local verdict, retry, tight, tighter, left, less = 'ok', 0, false, false, math.huge, math.huge
+  local fresh = not hash.permits[permit]  -- else asked again after an answer was lost
   k.lasting = math.max(k.lasting or WEEK, 2 * defer_s)
 
-  if hash.permits[permit] then  -- asked again after an answer was lost
-    a[16] = 0
-  else
+  if fresh then
     if rpm > 0 and n.r + 1 > rpm then
       verdict, retry = 'requests', until_free(k, 'r', n.r + 1 - rpm)
     elseif tpm > 0 and n.t + tokens > tpm then
@@ -358,7 +371,7 @@ function verbs.admit(a)
   tight = tight or tighter or verdict ~= 'ok' or (tpm > 0 and 2 * n.t > tpm) or (concurrency > 0 and 2 * at_once(k) > concurrency)
   local allowed, requests_left, tokens_left = {}, rpm - n.r, tpm - n.t
   if a[15] and not tight then
-    allowed = allow(k, a, math.min(left or math.huge, less or math.huge, tpm > 0 and tpm - n.t or math.huge))
+    allowed = allow(k, a, math.min(left, less, tpm > 0 and tpm - n.t or math.huge), fresh)
   end
   local reset_requests, reset_tokens = reset(n.r, n.lr), reset(n.t, n.lt)
   return {verdict, requests_left, tokens_left, reset_requests, reset_tokens, retry, tight and 1 or 0, unpack(allowed)}
@@ -368,17 +381,13 @@ end
 -- is given back, too. Returns whether the permit was open; a second time nothing changes.
 function verbs.settle(a)
   local k, permit, tokens, served = known(a[1]), a[2], a[4], a[5] == 1
-  local hash, at = a[3] == 1 and k.open or k.deferred, k.numbers.at
+  local hash = a[3] == 1 and k.open or k.deferred
   local entry = hash.permits[permit]
   if not entry then return 0 end
   local reserved, since = string.match(entry, ' (%d+) (%d+)$')
   reserved, since = tonumber(reserved), tonumber(since)
   take(k, hash, permit, reserved)
-  if at - since < BUCKETS and since <= at then
-    charge(k, since, served and 0 or -1, tokens - reserved)
-  elseif tokens > reserved then
-    charge(k, at, 0, tokens - reserved)
-  end
+  correct(k, since, served and 0 or -1, tokens - reserved)
   if tokens > 0 then
     for i = 6, 7 do k.spent[a[i]] = (k.spent[a[i]] or 0) + tokens end
   end
@@ -399,12 +408,7 @@ function verbs.account(a)
   if slots > 0 then
     put(k, k.allowed, name, keeps, string.format('%s %d %d %d %d %d', web, keeps, since, slots, number, began), slots)
   end
-  local at = k.numbers.at
-  if at - since < BUCKETS and since <= at then
-    charge(k, since, -requests, -tokens)
-  elseif tokens < 0 then
-    charge(k, at, 0, -tokens)
-  end
+  correct(k, since, -requests, -tokens)
   for i = 8, #a, 2 do k.spent[a[i]] = (k.spent[a[i]] or 0) + a[i + 1] end
   return 1
 end

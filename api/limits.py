@@ -201,8 +201,9 @@ class Limiter:
                 self._owe(Allowance.unused(permit.key, name))
             elif len(answer) > 7:
                 requests, tokens, slots, lasts_ms = answer[7:]
-                until, left = asked_at + lasts_ms / 1000, tuple(answer[1:5])
-                it = Allowance(permit.key, name, until, requests, tokens, slots, told=left, at=asked_at)
+                until, beside = asked_at + lasts_ms / 1000, (answer[1] - requests, answer[2] - tokens)
+                told = (*beside, *answer[3:5])
+                it = Allowance(permit.key, name, until, requests, tokens, slots, told=told, at=asked_at)
                 self._allowed(known, it)
             _give(future, answer)
 
@@ -296,7 +297,6 @@ class Limiter:
     def settle_soon(self, permit: Permit, tokens: int, *, served: bool) -> asyncio.Future[Any]:
         """The same, under way at once. The future may fail; it is tried again all the same."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
         self.tell_settled(permit, tokens, served=served, heard=lambda answer: _give(done, answer))
         return done
 

@@ -39,11 +39,8 @@ class Leave(Protocol):
         """Whether others may wait for what it gives back."""
 
     def over(self, job: InteractiveJob, heard: Heard) -> None:
-        """The job is over; called once. What becomes of it is told to `heard`."""
-
-
-"""Done once when nothing more is awaited of a job, from its caller or from its node. What it asks then is
-answered to the other."""
+        """Called once, when nothing more is awaited of the job, from its caller or from its node. `heard` is
+        told the answer to whatever is asked then."""
 
 
 def new_job_id() -> str:

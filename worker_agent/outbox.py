@@ -101,14 +101,15 @@ class Outbox:
 
     def batch(self, now: float) -> Batch | None:
         """What to write now, if anything. `done` says it was; without that, the next batch holds it again."""
-        if self._owed:
-            batch = self._gather(now)
-            if batch.writes:
-                return batch
-            if self._again is None:
-                aside = min(it.not_before for it in self._owed.values())
-                self._again = asyncio.get_running_loop().call_at(aside, self._have_another_try)
-        return self._gather(now) if self._deletes and self._overdue else None
+        if not self._owed and not self._overdue:
+            return None
+        batch = self._gather(now)
+        if batch.writes or (batch.deletes and self._overdue):
+            return batch
+        if self._owed and self._again is None:
+            aside = min(it.not_before for it in self._owed.values())
+            self._again = asyncio.get_running_loop().call_at(aside, self._have_another_try)
+        return None
 
     def done(self, batch: Batch, nobody: set[str], now: float, patience: float) -> list[str]:
         """The batch was written, but nobody reads the streams of `nobody`: theirs is kept for another try.

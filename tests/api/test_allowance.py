@@ -11,7 +11,7 @@ PERIODS = ("2026-11-27", "2026-11")
 
 def allowance(requests: int = 10, tokens: int = 1000, slots: int = 4) -> Allowance:
     """Good until 101, asked for at 100."""
-    return Allowance(7, "a", 101.0, requests, tokens, slots, told=(90, 9000, 60_000, 61_000), at=100.0)
+    return Allowance(7, "a", 101.0, requests, tokens, slots, told=(80, 8000, 60_000, 61_000), at=100.0)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,8 @@ def test_what_a_request_did_not_take_may_be_taken_anew():
 def test_while_it_is_open_there_is_nothing_to_tell():
     it = allowance()
     it.take(100, 100.1)
+    assert it.account() is None
+    it.over(100, 30, served=True, periods=PERIODS)
     assert it.account() is None
 
 

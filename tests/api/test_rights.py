@@ -306,6 +306,18 @@ async def test_one_more_than_its_concurrency_is_refused_meanwhile(serve, wire):
     assert {(await asking).status_code, (await others).status_code} == {200}
 
 
+async def test_no_more_is_reserved_for_a_prompt_than_the_longest_context(serve, wire):
+    for node, longest in ((A, 2048), (B, 4096)):
+        ScriptedNode(wire, node, max_model_len=longest)
+    ann, client = await caller(tokens_per_minute=10_000), await serve()
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    wanted = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": [picture]}]}
+    asking = asyncio.create_task(client.post(CHAT, json=wanted, headers=ann))
+    window = await until(lambda: wire.keys("gt:limits:window:*"))
+    assert wire.hget(window[0], "t") == b"4106"
+    asking.cancel()
+
+
 async def test_what_the_limits_refuse_leaves_no_trace(serve, wire):
     asleep = ScriptedNode(wire, model="asleep", state=ModelState.OFFERED)
     node = ScriptedNode(wire, B, slots=4)
