@@ -101,6 +101,7 @@ class _Try:
     given_up: bool = False  # ended from our side: the node may still be at it
     streamed: int = 0  # server-sent events that came, about one token each
     spent: Spent = NOTHING
+    recorded: bool = False  # its row is in the ledger as it stays
 
 
 @dataclass(slots=True, eq=False)
@@ -139,6 +140,7 @@ class InteractiveJob(Outflow):
     next_seq: int = 0
     leave: Leave | None = None
     tail: Tail | None = None  # for those who watch
+    recorded: bool = False  # it and its attempts are in the ledger as they stay
 
     # -- attempts ------------------------------------------------------------------------------------
 
@@ -287,7 +289,7 @@ class InteractiveJob(Outflow):
     # -- record --------------------------------------------------------------------------------------
 
     def record(self) -> tuple[JobRow, list[AttemptRow]]:
-        """The rows as they should now be in the ledger."""
+        """The rows as they should now be in the ledger, but for attempts whose row is there as it stays."""
         return rows.of(self)
 
 

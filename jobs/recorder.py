@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, Protocol
 
 from django.conf import settings
 from django.db import (
@@ -31,6 +31,10 @@ _AT_ONCE = 50
 """Rows made in one turn of the loop: half a millisecond in which nothing else happens there."""
 _UNFIT: Final = (DataError, IntegrityError, OverflowError, UnicodeError)
 """What is raised for values that no column takes; trying again would hold up all the others for ever."""
+
+
+class _Recorded(Protocol):
+    recorded: bool
 
 
 class Recorder:
@@ -123,18 +127,30 @@ class Recorder:
     async def _write(self, batch: Sequence[InteractiveJob]) -> None:
         jobs, attempts = [], []
         spent: dict[tuple[str, int], Spent] = {}
+        stay: list[_Recorded] = []
         for n, job in enumerate(batch, 1):
-            row, made = job.record()
-            jobs.append(row)
-            attempts += made
-            spent |= {(job.id, t.number): t.spent for t in job.tries if t.outcome}
+            # Noted again though nothing of it is new: its end was written while it rested (`jobs.afterwards`).
+            # The database would refuse such a row, and all of the batch would be written once more, singly.
+            if not job.recorded:
+                row, made = job.record()
+                jobs.append(row)
+                attempts += made
+                closed = [t for t in job.tries if t.outcome]
+                spent |= {(job.id, t.number): t.spent for t in closed}
+                stay += closed
+                if job.ended and all(t.outcome for t in job.tries):
+                    stay.append(job)
             if n % _AT_ONCE == 0:
                 try:
                     await asyncio.sleep(0)
                 except asyncio.CancelledError:
                     self._put_back(batch)
                     raise
+        if not jobs:
+            return
         await self._in_thread(lambda: _write(jobs, attempts, spent))
+        for each in stay:
+            each.recorded = True
 
     async def _write_singly(self, batch: Sequence[InteractiveJob]) -> None:
         """Something in the batch can never be written: all but that is."""

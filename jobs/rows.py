@@ -57,13 +57,16 @@ class AttemptRow(Struct):
 
 
 def of(job: InteractiveJob) -> tuple[JobRow, list[AttemptRow]]:
-    """The rows of a job and its attempts as they should now be in the ledger."""
+    """The rows of a job and its attempts as they should now be in the ledger, but for attempts whose row is
+    there as it stays."""
     # In the order of their fields: by name, msgspec takes six times as long to make a row of so many.
     request, node, placed_at, attempts = job.request, None, None, []
     for t in job.tries:
         at = _moment(t.placed_at)
         if t.node:
             node, placed_at = t.node, at
+        if t.recorded:
+            continue
         attempts.append(
             AttemptRow(
                 job.id,

@@ -9,13 +9,15 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection
 
+from api.models import ApiKey
+from jobs import accounting, upsert
 from jobs.interactive import InteractiveJob, new_job_id
 from jobs.lifecycle import Move
 from jobs.models import Attempt, Job, JobState
 from jobs.recorder import Recorder
 from tests.jobs.desk import request
 from tests.tables import rename
-from worker_agent.contract import Failed, Outcome
+from worker_agent.contract import Done, Failed, Outcome, Usage
 
 
 def job() -> InteractiveJob:
@@ -66,6 +68,80 @@ async def test_the_newest_state_is_the_one_that_stays(recorder):
     assert recorder.behind == 1
     await recorder.flush()
     assert await state(this) == JobState.COMPLETED
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[tuple[list[object], bool]]:
+    """Each statement that went to the database: its rows, and whether they went singly."""
+    seen, write = [], upsert.write
+
+    def watched(target, rows, using, *, singly):
+        seen.append((list(rows), singly))
+        return write(target, rows, using, singly=singly)
+
+    monkeypatch.setattr(upsert, "write", watched)
+    return seen
+
+
+async def test_an_end_that_was_written_while_the_job_rested_is_not_written_again(recorder, written):
+    this, other = job(), job()
+    this.on_placed("n1", 1)
+    this.attempt_over("done")
+    this.move(Move.COMPLETE)
+    recorder.note(this)
+    await recorder.flush()
+    recorder.note(this)  # it has rested
+    written.clear()
+    await recorder.flush()
+    assert (recorder.behind, written) == (0, [])
+    recorder.note(this)
+    recorder.note(other)
+    await recorder.flush()
+    assert [[getattr(row, "id", row.__class__.__name__) for row in rows] for rows, _ in written] == [
+        [other.id],
+        ["AttemptRow"],
+    ]
+    assert not any(singly for _, singly in written)
+
+
+async def test_an_attempt_that_was_written_with_its_end_is_not_written_again_with_its_jobs(
+    recorder, written, monkeypatch
+):
+    told: list[accounting.Entry] = []
+    monkeypatch.setattr(accounting, "keepers", [lambda entries, using: told.extend(entries)])
+    key = (await ApiKey.objects.acreate(name="k", prefix="p", key_hash="h")).pk
+    this = InteractiveJob(new_job_id(), request(key=key), 100)
+    this.claim()
+    this.on_placed("n1", 1)
+    done = Done(this.id, 1, this.lease, 0, 200, b"{}", "", Usage(12, 34), 1.5, 2.5)
+    this.on_reply(done)  # and its caller reads slowly
+    recorder.note(this)
+    await recorder.flush()
+    this.move(Move.COMPLETE)
+    recorder.note(this)
+    await recorder.flush()
+    assert [(len(rows), singly) for rows, singly in written] == [
+        (1, False),
+        (1, False),
+        (1, False),
+        (0, False),
+    ]
+    assert await state(this) == JobState.COMPLETED
+    assert (await Attempt.objects.aget(job=this.id)).outcome == "done"
+    assert (sum(e.requests for e in told), sum(e.spent.total for e in told)) == (1, 46)
+
+
+async def test_an_end_that_could_not_be_written_is_written_later(recorder, no_ledger):
+    this = job()
+    this.attempt_over("done")
+    this.move(Move.CANCEL)
+    recorder.note(this)
+    await recorder.flush()
+    await rename("jobs_attempt_away", "jobs_attempt")
+    recorder.note(this)
+    await recorder.flush()
+    assert await state(this) == JobState.CANCELLED
+    assert (await Attempt.objects.aget(job=this.id)).outcome == "done"
 
 
 async def test_while_the_ledger_is_away_nothing_is_lost_and_nothing_half_written(recorder, no_ledger):
