@@ -33,6 +33,7 @@ from gputorrent.access import Traced, TracedSocket  # noqa: E402
 from gputorrent.body_limit import BodyLimit  # noqa: E402
 from gputorrent.urls import websocket_urlpatterns  # noqa: E402
 from jobs import dispatch  # noqa: E402
+from worker_agent import heap  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ _SWITCH_SECONDS = 0.0005
 """How long the loop waits for a thread that computes: drawing the dashboard, writing the ledger. The
 interpreter's own 5 ms come again at each of the loop's turns, and a request takes several."""
 sys.setswitchinterval(_SWITCH_SECONDS)
+heap.keep()
 _YOUNG_OBJECTS = 10_000
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]

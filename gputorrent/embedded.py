@@ -23,6 +23,7 @@ import redis
 
 from gputorrent import ports
 from gputorrent.children import Child
+from worker_agent import heap
 
 MINIMUM_MAJOR = 7
 _READY_SECONDS = 20.0
@@ -195,6 +196,7 @@ class RedisServer:
             # The configuration, with the password, goes in by standard input: no file, no command line.
             [binary, "-"],
             self.folder / "redis.log",
+            env={**os.environ, **heap.environment()},
             cwd=self.folder,
             stdin=self._configuration().encode(),
             pass_fds=() if lock is None else (lock,),

@@ -129,8 +129,8 @@ class Recorder:
         spent: dict[tuple[str, int], Spent] = {}
         stay: list[_Recorded] = []
         for n, job in enumerate(batch, 1):
-            # Noted again though nothing of it is new: its end was written while it rested (`jobs.afterwards`).
-            # The database would refuse such a row, and all of the batch would be written once more, singly.
+            # It may be noted again with nothing new: its end was written while it rested (`jobs.afterwards`).
+            # The database would refuse such a row, and all of the batch would be written again, singly.
             if not job.recorded:
                 row, made = job.record()
                 jobs.append(row)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
-from worker_agent import agent, log, settings
+from worker_agent import agent, heap, log, settings
 from worker_agent.errors import AgentError
 
 
@@ -26,6 +26,7 @@ def main() -> int:
     """0 after an orderly stop, 1 with one clear line otherwise (2 for wrong options, from argparse)."""
     told = settings.read(sys.argv[1:], os.environ)
     log.set_up(as_json=told.log_json)
+    heap.keep()
     try:
         _run(agent.serve(told))
     except AgentError as error:

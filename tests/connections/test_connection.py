@@ -233,19 +233,25 @@ async def test_small_pieces_of_a_body_are_gathered_in_one_piece_of_memory(line, 
     assert held[0] < 200_000  # as objects of their own they take more than 700,000
 
 
+class Noting:
+    """A transport that notes what is written to it."""
+
+    def __init__(self, transport: Any, written: list[bytes]) -> None:
+        self._transport, self._written = transport, written
+
+    def write(self, data: bytes) -> None:
+        self._written.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 async def test_a_stream_s_first_part_goes_at_once_and_with_its_head(line, door):
     written: list[bytes] = []
 
-    class Noting:
-        def __init__(self, transport: Any) -> None:
-            self._transport = transport
-
-        def write(self, data: bytes) -> None:
-            written.append(data)
-            self._transport.write(data)
-
     async def say(asked: Exchange, body: bytes) -> None:
-        asked._transport = Noting(asked._transport)  # type: ignore[assignment]
+        asked.transport = Noting(asked.transport, written)  # type: ignore[assignment]
         await asked.begin(200, [])
         await asked.part(b"one")
         assert [data[:12] for data in written] == [b"HTTP/1.1 200"]
@@ -256,6 +262,75 @@ async def test_a_stream_s_first_part_goes_at_once_and_with_its_head(line, door):
     door.say = say
     assert (await line.ask(b""))[2] == b"onetwo"
     assert written[1:] == [b"3\r\ntwo\r\n0\r\n\r\n"]
+
+
+@pytest.fixture
+async def streams(connect, door) -> tuple[list[Line], list[Exchange], list[bytes]]:
+    """Two streams that have begun: their callers, themselves, and what is written to either from here on."""
+    lines: list[Line] = [await connect(), await connect()]
+    exchanges: list[Exchange] = []
+    written: list[bytes] = []
+
+    async def begin(asked: Exchange, body: bytes) -> None:
+        await asked.begin(200, [])
+        await asked.part(b"begun")
+        asked.transport = Noting(asked.transport, written)  # type: ignore[assignment]
+        exchanges.append(asked)
+        await door.go_on.wait()
+        asked.passes(b"token")
+        if body == b"fails":
+            raise ValueError("for a test")
+        await asked.end()
+
+    door.say = begin
+    for line, body in zip(lines, (b"", b"fails"), strict=True):
+        line.send(request(body))
+        await line.head()
+        assert await line.chunk() == b"begun"
+    return lines, exchanges, written
+
+
+async def test_tokens_of_one_turn_are_written_behind_it_one_after_the_other(streams):
+    lines, (one, other), written = streams
+    for n in range(2):
+        assert one.passes(b"a%d" % n)
+        assert other.passes(b"b%d" % n)
+    assert written == []
+    await asyncio.sleep(0)
+    assert written == [b"2\r\n%b\r\n" % data for data in (b"a0", b"b0", b"a1", b"b1")]
+    for line, name in zip(lines, (b"a", b"b"), strict=True):
+        assert [await line.chunk(), await line.chunk()] == [name + b"0", name + b"1"]
+    assert one.passes(b"again")
+    await asyncio.sleep(0)
+    assert written[4:] == [b"5\r\nagain\r\n"]
+
+
+async def test_not_too_many_tokens_gather(streams):
+    _, (one, other), written = streams
+    for _ in range(16):
+        one.passes(b"a")
+        other.passes(b"b")
+    assert len(written) == 32
+    one.passes(b"a")
+    assert len(written) == 32
+
+
+async def test_tokens_that_gather_go_before_whatever_follows_them(streams, door, caplog):
+    (line, failing), _, _ = streams
+    door.go_on.set()
+    assert [await line.chunk(), await line.chunk()] == [b"token", b""]
+    assert await failing.closed() == b"5\r\ntoken\r\n"
+    assert "request failed" in caplog.text
+
+
+async def test_a_caller_who_has_left_gets_no_token_that_gathers(streams):
+    (_, staying), (one, other), written = streams
+    one.passes(b"token")
+    one.left = True
+    other.passes(b"token")
+    await asyncio.sleep(0)
+    assert written == [b"5\r\ntoken\r\n"]
+    assert await staying.chunk() == b"token"
 
 
 async def test_a_body_may_be_empty_and_an_answer_may_be_large(line, door):

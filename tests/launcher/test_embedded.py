@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import psutil
 import pytest
 import redis
 
@@ -47,6 +48,17 @@ def test_a_restart_is_found_at_the_same_url(folder):
         url = first.url
     with RedisServer(folder) as second:
         assert second.url == url
+
+
+def test_its_heap_keeps_what_it_has_had(folder):
+    with RedisServer(folder) as server, client(server) as r:
+        if r.info("memory")["mem_allocator"] != "libc":
+            pytest.skip("it has a heap of its own")
+        resident = psutil.Process(server.child.pid).memory_info
+        before = resident().rss
+        r.set("large", b"x" * (20 << 20))
+        r.delete("large")
+        assert resident().rss - before > 15 << 20
 
 
 def test_with_persist_even_a_killed_server_keeps_what_it_had(folder):
