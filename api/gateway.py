@@ -81,7 +81,7 @@ class Gateway:
 
     async def _refresh_keys(self) -> None:
         while True:
-            await asyncio.sleep(settings.SNAPSHOT_SECONDS)
+            await background.pause(settings.SNAPSHOT_SECONDS)
             gone = await self.keys.refresh(self.dispatcher.pipe)
             await self.limiter.catch_up()
             self._end_jobs_of_dead_keys()

@@ -166,7 +166,7 @@ class Mailbox:
                 await self.open()
             except redis.RedisError as e:
                 log.warning("redis unavailable error=%s", type(e).__name__)
-            await asyncio.sleep(_REFRESH_SECONDS)
+            await background.pause(_REFRESH_SECONDS)
 
     async def _read_forever(self, pipe: Pipe) -> None:
         stream = OwnStream(pipe, reply_key(self.web), _PER_READ, _BLOCK_MS)

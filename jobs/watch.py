@@ -66,7 +66,7 @@ class Watch:
 
     async def _forever(self, step: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
-            await asyncio.sleep(seconds)
+            await background.pause(seconds)
             try:
                 await step()
             except redis.RedisError as e:
@@ -77,7 +77,7 @@ class Watch:
     async def _look_forever(self) -> None:
         before = time.monotonic()
         while True:
-            await asyncio.sleep(_STEP_SECONDS)
+            await background.pause(_STEP_SECONDS)
             now = time.monotonic()
             if now - before > _PAUSED_SECONDS:
                 # We were stopped ourselves: what we know of leases is old, and callers' limits did not run.
