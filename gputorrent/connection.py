@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gputorrent import access, tracing
+from gputorrent.gathered import Gathered
 from gputorrent.head import Headers, Heads
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,6 @@ _heads = Heads()
 _PIECES = 16
 """Of a body that are kept as they came."""
 _GATHERED = "gputorrent.gathered"
-_AT_ONCE = 32
-"""Writes that gather at most: the first of them waits a tenth of a millisecond for the last."""
 _WITH_ITS_HEAD = 64 * 1024
 """Bytes of a body that is copied behind its head, to leave in one write. A longer one is not copied."""
 
@@ -162,30 +161,6 @@ class Connection(HttpToolsProtocol):
 
     def _look_again_at(self, when: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_at(when, self.timeout_keep_alive_handler)
-
-
-class Gathered:
-    """Tokens for all connections of a server that come in one turn of the loop: written one right after the
-    other, behind that turn. The kernel's part of a write and the interpreter drive each other's code out of
-    the caches, so what comes together costs less when all of it is seen to first, and written then."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Exchange, bytes]] = []
-
-    def add(self, exchange: Exchange, data: bytes, loop: asyncio.AbstractEventLoop) -> None:
-        waiting = self._waiting
-        if not waiting:
-            loop.call_soon(self.write)
-        waiting.append((exchange, data))
-        if len(waiting) >= _AT_ONCE:
-            self.write()
-
-    def write(self) -> None:
-        """Now, in their order."""
-        waiting, self._waiting = self._waiting, []
-        for exchange, data in waiting:
-            if not exchange.left:
-                exchange.transport.write(data)
 
 
 class Exchange:

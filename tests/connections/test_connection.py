@@ -290,29 +290,36 @@ async def streams(connect, door) -> tuple[list[Line], list[Exchange], list[bytes
     return lines, exchanges, written
 
 
-async def test_tokens_of_one_turn_are_written_behind_it_one_after_the_other(streams):
+async def test_tokens_of_one_turn_are_written_behind_it_one_caller_after_the_other(streams):
     lines, (one, other), written = streams
     for n in range(2):
         assert one.passes(b"a%d" % n)
         assert other.passes(b"b%d" % n)
     assert written == []
     await asyncio.sleep(0)
-    assert written == [b"2\r\n%b\r\n" % data for data in (b"a0", b"b0", b"a1", b"b1")]
+    assert written == [b"2\r\na0\r\n2\r\na1\r\n", b"2\r\nb0\r\n2\r\nb1\r\n"]
     for line, name in zip(lines, (b"a", b"b"), strict=True):
         assert [await line.chunk(), await line.chunk()] == [name + b"0", name + b"1"]
     assert one.passes(b"again")
     await asyncio.sleep(0)
-    assert written[4:] == [b"5\r\nagain\r\n"]
+    assert written[2:] == [b"5\r\nagain\r\n"]
 
 
-async def test_not_too_many_tokens_gather(streams):
+async def test_not_too_many_callers_wait_for_each_other(streams, monkeypatch):
+    monkeypatch.setattr("gputorrent.gathered._AT_ONCE", 2)
     _, (one, other), written = streams
-    for _ in range(16):
-        one.passes(b"a")
-        other.passes(b"b")
-    assert len(written) == 32
-    one.passes(b"a")
-    assert len(written) == 32
+    assert one.passes(b"a")
+    assert other.passes(b"b")
+    assert written == [b"1\r\na\r\n", b"1\r\nb\r\n"]
+    assert one.passes(b"a")
+    assert len(written) == 2
+
+
+async def test_not_too_much_for_one_caller_gathers(streams):
+    _, (one, _), written = streams
+    for _ in range(3):
+        assert one.passes(b"x" * 8000)
+    assert [len(data) for data in written] == [3 * 8008]
 
 
 async def test_tokens_that_gather_go_before_whatever_follows_them(streams, door, caplog):
@@ -321,6 +328,18 @@ async def test_tokens_that_gather_go_before_whatever_follows_them(streams, door,
     assert [await line.chunk(), await line.chunk()] == [b"token", b""]
     assert await failing.closed() == b"5\r\ntoken\r\n"
     assert "request failed" in caplog.text
+
+
+async def test_a_write_that_fails_costs_its_own_caller_alone(streams, caplog):
+    (failing, fine), (one, other), _ = streams
+    broken = Noting(one.transport, [])
+    broken.write = None  # type: ignore[assignment]
+    one.transport = broken
+    one.passes(b"token")
+    other.passes(b"token")
+    assert await fine.chunk() == b"token"
+    assert await failing.closed() == b""  # never an answer with a hole in it
+    assert "part of an answer not written" in caplog.text
 
 
 async def test_a_caller_who_has_left_gets_no_token_that_gathers(streams):
