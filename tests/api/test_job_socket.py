@@ -221,8 +221,12 @@ async def test_long_after_the_end_there_is_the_ledger(place, settings):
     here.node.chunk(work, 0, sse(1))
     here.node.done(work, 1, b"data: [DONE]\n\n")
     await here.tasks[0]
-    await asyncio.sleep(0.3)  # the watch's next look drops what was kept
-    seen, end = await (await here.watch(work.job, secret)).rest()
+    async with asyncio.timeout(10):
+        while True:
+            seen, end = await (await here.watch(work.job, secret)).rest()
+            if [m["event"] for m in seen] != ["chunk", "end"]:
+                break
+            await asyncio.sleep(0.05)  # the watch's next look drops what was kept
     assert [m["event"] for m in seen] == ["gap", "end"]
     assert (seen[1]["state"], seen[1]["usage"]["total_tokens"], end.code) == ("completed", 10, 1000)
 
