@@ -26,6 +26,8 @@ from gputorrent.redis import ANSWER_SECONDS, Pipe, asynchronous
 from jobs.interactive import InteractiveJob
 from worker_agent.contract import (
     FIELD,
+    REPLY_LIBRARY,
+    REPLY_SOURCE,
     Cancel,
     Chunk,
     Control,
@@ -79,6 +81,7 @@ class Mailbox:
         self.on_watch: Callable[[str], object] = lambda text: None
         """Another process asks for what a job of this one answers (see `jobs.relaying`)."""
         self._jobs: dict[str, Attempted] = {}
+        self._without_function = False  # said so
         self._reader: Pipe | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -125,8 +128,10 @@ class Mailbox:
             await self._reader.close()
 
     async def open(self) -> None:
-        """Make the stream and the sign of life, if they are not there (Redis may have come back empty)."""
+        """Make the stream, the sign of life and the nodes' function, if they are not there (Redis may have
+        come back empty)."""
         key = reply_key(self.web)
+        await self._give_function()
         _, exists = await asyncio.gather(
             self._pipe.send("SET", web_key(self.web), "1", "EX", LEASE_SECONDS),
             self._pipe.send("EXPIRE", key, 6 * LEASE_SECONDS),
@@ -137,6 +142,16 @@ class Mailbox:
             await asyncio.gather(
                 self._pipe.send("XDEL", key, first), self._pipe.send("EXPIRE", key, 6 * LEASE_SECONDS)
             )
+
+    async def _give_function(self) -> None:
+        try:
+            if not await self._pipe.send("FUNCTION", "LIST", "LIBRARYNAME", REPLY_LIBRARY):
+                await self._pipe.send("FUNCTION", "LOAD", REPLY_SOURCE)
+        except redis.ResponseError as e:
+            # Another process was quicker; or we may not, and nodes append as they did before there was one.
+            if "already exists" not in str(e) and not self._without_function:
+                self._without_function = True
+                log.warning("answers will be in redis's append-only file: %s", e)
 
     def cancel(self, node: str, job: str, attempt: int) -> asyncio.Future[Any]:
         """Ask a node to stop an attempt."""

@@ -35,6 +35,7 @@ def _rules(node: str, password_rule: str) -> list[str]:
         f"(+xread %R~{inbox} %R~{control})",
         f"(+xdel %W~{inbox} %W~{control})",
         f"(+xadd %W~{reply_key('*')})",
+        "+fcall",  # of a function's commands it may do those above, on these keys
         f"(+set +del %RW~{lease})",
     ]
 

@@ -66,6 +66,18 @@ REPLY_STREAM_MAXLEN: Final = 20_000
 """Entries a reply stream may hold before the oldest are trimmed (approximately). A web process that falls
 this far behind sees a gap in the sequence numbers and ends the stream with an error."""
 
+REPLY_LIBRARY: Final = "gt_replies_1"
+REPLY_FUNCTION: Final = "gt_reply_1"
+REPLY_SOURCE: Final = f"""#!lua name={REPLY_LIBRARY}
+redis.register_function('{REPLY_FUNCTION}', function(keys, args)
+  redis.set_repl(redis.REPL_NONE)
+  return redis.call('XADD', args[1], 'NOMKSTREAM', 'MAXLEN', '~', args[2], '*', 'm', args[3])
+end)
+"""
+"""How a node appends to a reply stream (its name, a bound, what to append) so that answers reach neither the
+append-only file of Redis nor a replica. Web processes load it; where it is missing, or forbidden, nodes
+append by XADD. It runs with the rights of whoever calls it. Another source is another number."""
+
 
 # -- vocabulary ----------------------------------------------------------------------------------------
 class ModelState(StrEnum):

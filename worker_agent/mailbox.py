@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import redis.asyncio as redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from worker_agent import contract, log
 from worker_agent.backoff import Backoff
@@ -72,6 +72,7 @@ class Mailbox:
         self._on_nobody, self._on_denied, self._on_connected = on_nobody, on_denied, on_connected
         self._redis_ca = redis_ca
         self._outbox = Outbox(owed_bytes)
+        self._append = _Append()
         self._nobody_seconds = nobody_seconds
         self._access: RedisAccess | None = None
         self._out: Pipe | None = None  # for what is written
@@ -255,7 +256,7 @@ class Mailbox:
 
     # -- writing ---------------------------------------------------------------------------------------
     async def _write(self, _: RedisAccess, pipe: Pipe) -> None:
-        writer = _Writer(pipe, self._outbox, self._written)
+        writer = _Writer(pipe, self._outbox, self._written, self._append)
         try:
             self._outbox.listen(writer.soon)
             await writer.broken
@@ -278,8 +279,10 @@ class _Writer:
     """Writes what is owed, one batch after the other, where their answers come off the connection: no task
     wakes for a token. `written` hears of each batch, and whose streams had no reader."""
 
-    def __init__(self, pipe: Pipe, outbox: Outbox, written: Callable[[Batch, set[str]], None]) -> None:
-        self._pipe, self._outbox, self._written = pipe, outbox, written
+    def __init__(
+        self, pipe: Pipe, outbox: Outbox, written: Callable[[Batch, set[str]], None], append: _Append
+    ) -> None:
+        self._pipe, self._outbox, self._written, self._append = pipe, outbox, written, append
         self._loop = asyncio.get_running_loop()
         self._soon = self._under_way = False
         self.broken: asyncio.Future[None] = self._loop.create_future()
@@ -310,9 +313,8 @@ class _Writer:
             if len(answers) == len(commands):  # they come in order
                 self._heard(batch, answers)
 
-        commands: list[tuple[Any, ...]] = []
-        for web, data in batch.writes:
-            commands.append(("XADD", contract.reply_key(web), *_OPTIONS, data))
+        append, now = self._append, self._loop.time()
+        commands = [append.command(contract.reply_key(web), data, now) for web, data in batch.writes]
         commands += [("XDEL", key, *entries) for key, entries in batch.deletes.items()]
         for command in commands:
             self._pipe.tell(*command, heard=heard)
@@ -325,7 +327,10 @@ class _Writer:
         try:
             for answer in answers:
                 if isinstance(answer, Exception):
-                    raise answer
+                    if not self._append.refused(answer, self._loop.time()):
+                        raise answer
+                    self._next()  # once more, as it was
+                    return
             nobody = {web for (web, _), answer in zip(batch.writes, answers, strict=False) if answer is None}
             self._written(batch, nobody)
         except Exception as error:  # noqa: BLE001 - as above
@@ -334,7 +339,30 @@ class _Writer:
             self._next()
 
 
+class _Append:
+    """How to append to a reply stream: by the coordinator's function, which keeps answers out of Redis's
+    file; by XADD for a while where there is none, or where we may not call it (an older coordinator)."""
+
+    def __init__(self) -> None:
+        self._plain_until = 0.0
+
+    def command(self, key: str, data: bytes, now: float) -> tuple[Any, ...]:
+        if now < self._plain_until:
+            return ("XADD", key, *_OPTIONS, data)
+        return ("FCALL", contract.REPLY_FUNCTION, 0, key, contract.REPLY_STREAM_MAXLEN, data)
+
+    def refused(self, error: Exception, now: float) -> bool:
+        """Whether the same may be tried by XADD now."""
+        if now < self._plain_until or not isinstance(error, ResponseError):
+            return False
+        if "Function not found" not in str(error) and "fcall" not in str(error):
+            return False
+        self._plain_until = now + _PLAIN_SECONDS
+        return True
+
+
 _OPTIONS = ("NOMKSTREAM", "MAXLEN", "~", contract.REPLY_STREAM_MAXLEN, "*", contract.FIELD)
+_PLAIN_SECONDS = 10.0
 
 
 def _message(fields: list[bytes]) -> bytes:

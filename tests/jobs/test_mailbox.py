@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
+import redis
 
+from gputorrent.embedded import RedisServer
+from gputorrent.redis import piped
 from jobs.mailbox import Mailbox, web_key
 from tests.jobs.scripted import done, until, work
 from worker_agent.contract import (
+    REPLY_FUNCTION,
+    REPLY_LIBRARY,
     Cancel,
     Chunk,
     Drain,
@@ -211,3 +217,49 @@ async def test_control_messages_lie_in_the_nodes_stream(wire, mailbox):
     await mailbox.tell("n1", Drain())
     told = [decode_control(f[b"m"]) for _, f in wire.xrange(control_key("n1"))]
     assert told == [Cancel("j1", 2), Drain()]
+
+
+async def test_the_function_of_the_nodes_is_there_and_comes_back(wire, mailbox, listener):
+    assert wire.function_list(REPLY_LIBRARY)
+    wire.function_flush()
+    await mailbox.open()
+    reply = chunk(0)
+    assert wire.fcall(REPLY_FUNCTION, 0, reply_key(mailbox.web), 100, encode([reply]))
+    await until(lambda: listener.heard == [reply])
+
+
+async def test_without_the_right_to_load_it_answers_come_all_the_same(pipe, wire, caplog):
+    refuse = {"FUNCTION": "NOPERM User default has no permissions to run the 'function|list' command"}
+
+    class Refusing:
+        def send(self, name, *rest):
+            if name not in refuse:
+                return pipe.send(name, *rest)
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_exception(redis.ResponseError(refuse[name]))
+            return answer
+
+    box = Mailbox(Refusing())  # type: ignore[arg-type]
+    await box.open()
+    await box.open()
+    assert wire.exists(reply_key(box.web))
+    assert [r.levelname for r in caplog.records if "append-only file" in r.message] == ["WARNING"]
+
+
+async def test_no_answer_is_written_to_disk(tmp_path, settings):
+    with RedisServer(tmp_path, persist=True) as server:
+        settings.REDIS_URL = server.url
+        async with piped() as pipe:
+            box = Mailbox(pipe)
+            await box.open()
+            with redis.Redis.from_url(server.url) as wire:
+                for append in (
+                    ("FCALL", REPLY_FUNCTION, 0, reply_key(box.web), 100, b"answer by the function"),
+                    ("XADD", reply_key(box.web), "*", "m", b"answer by XADD"),
+                ):
+                    wire.execute_command(*append)
+                assert wire.xlen(reply_key(box.web)) == 2
+        server.stop()
+        kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.aof"))
+        assert b"answer by XADD" in kept
+        assert b"answer by the function" not in kept

@@ -11,10 +11,17 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from nodes import acl
-from worker_agent.contract import control_key, inbox_key, lease_key, reply_key
+from worker_agent.contract import (
+    REPLY_FUNCTION,
+    REPLY_SOURCE,
+    control_key,
+    inbox_key,
+    lease_key,
+    reply_key,
+)
 
 ME, OTHER = "a" * 16, "b" * 16
-MINE = {"ping", "hello", "xread", "xdel", "xadd", "set", "del", "client|setinfo", "client|setname"}
+MINE = {"ping", "hello", "xread", "xdel", "xadd", "set", "del", "fcall", "client|setinfo", "client|setname"}
 FOR_EVERYBODY = {"auth", "quit", "reset"}  # part of the protocol: no rule can take them away
 
 
@@ -97,7 +104,6 @@ REFUSED = [
     ("CONFIG", "SET", "dir", "/"),
     ("EVAL", "return 1", "0"),
     ("EVALSHA", "0" * 40, "0"),
-    ("FCALL", "f", "0"),
     ("SCRIPT", "FLUSH"),
     ("FUNCTION", "LIST"),
     ("SUBSCRIBE", "c"),
@@ -127,6 +133,38 @@ def test_everything_else_is_refused(command, me, wire):
     before = {key: wire.dump(key) for key in wire.scan_iter()}
     with pytest.raises(redis.exceptions.NoPermissionError):
         me.execute_command(*command)
+    assert {key: wire.dump(key) for key in wire.scan_iter()} == before
+
+
+READER = """#!lua name=of_somebody_else
+redis.register_function('any', function(keys, args) return redis.call(unpack(args)) end)
+"""
+
+
+@pytest.fixture
+def functions(wire: redis.Redis) -> Iterator[None]:
+    wire.function_load(REPLY_SOURCE, replace=True)
+    wire.function_load(READER, replace=True)
+    yield
+    wire.function_flush()
+
+
+def test_a_node_may_append_to_a_reply_stream_by_the_function(me, wire, functions):
+    assert me.fcall(REPLY_FUNCTION, 0, reply_key("web"), 100, "reply")
+    assert [fields for _, fields in wire.xrange(reply_key("web"))][-1] == {b"m": b"reply"}
+    assert me.fcall(REPLY_FUNCTION, 0, reply_key("nobody"), 100, "reply") is None
+    for key in (inbox_key(OTHER), control_key(ME), lease_key(OTHER), "gt:nodes"):
+        with pytest.raises(redis.ResponseError, match="No permissions"):
+            me.fcall(REPLY_FUNCTION, 0, key, 100, "reply")
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        me.function_load(REPLY_SOURCE, replace=True)
+
+
+@pytest.mark.parametrize("command", [c for c in REFUSED if c[0] not in {"MULTI", "SELECT"}], ids=" ".join)
+def test_no_function_gives_a_node_what_it_may_not_do_itself(command, me, wire, functions):
+    before = {key: wire.dump(key) for key in wire.scan_iter()}
+    with pytest.raises(redis.ResponseError):
+        me.fcall("any", 0, *command)
     assert {key: wire.dump(key) for key in wire.scan_iter()} == before
 
 

@@ -99,6 +99,69 @@ async def test_a_message_nobody_understands_is_dropped_and_the_next_one_read(acc
         await until(lambda: broker.xlen(contract.inbox_key(NODE)) == 0)
 
 
+def calls(broker, name):
+    return broker.info("commandstats").get(f"cmdstat_{name}", {"calls": 0})["calls"]
+
+
+@pytest.fixture
+def function(broker):
+    broker.function_load(contract.REPLY_SOURCE, replace=True)
+    yield
+    broker.function_flush()
+
+
+async def test_replies_go_by_the_function_where_there_is_one(access, broker, web, function):
+    item = work()
+    async with running(access) as owner:
+        before = calls(broker, "fcall")
+        for seq in range(3):
+            assert owner.mailbox.send("web1", chunk(item, seq))
+            assert await owner.mailbox.flush(10)
+        web.read()
+        assert [it.seq for it in web.of(item)] == [0, 1, 2]
+        assert calls(broker, "fcall") - before == 3
+
+
+async def test_replies_go_by_a_command_where_there_is_none_and_by_the_function_once_there_is(
+    access, broker, web, monkeypatch
+):
+    monkeypatch.setattr("worker_agent.mailbox._PLAIN_SECONDS", 0.2)
+    broker.function_flush()
+    item = work()
+    async with running(access) as owner:
+        for seq in range(3):
+            assert owner.mailbox.send("web1", chunk(item, seq))
+            assert await owner.mailbox.flush(10)
+        assert owner.denied == 0
+        assert owner.mailbox.connected
+        broker.function_load(contract.REPLY_SOURCE)
+        before = calls(broker, "fcall")
+        seq = 3
+        while calls(broker, "fcall") == before:
+            assert owner.mailbox.send("web1", chunk(item, seq))
+            assert await owner.mailbox.flush(10)
+            seq += 1
+            await asyncio.sleep(0.05)
+            assert seq < 300
+        web.read()
+        assert [it.seq for it in web.of(item)] == list(range(seq))
+    broker.function_flush()
+
+
+async def test_a_node_that_may_call_no_function_appends_as_before(redis_server, broker, web, function):
+    rules = ["on", ">old", "~*", "+ping", "+hello", "+client", "+xread", "+xdel", "+xadd", "+set", "+del"]
+    broker.execute_command("ACL", "SETUSER", "old", *rules)
+    item = work()
+    async with running(RedisAccess(redis_server.url, "old", "old")) as owner:
+        for seq in range(3):
+            assert owner.mailbox.send("web1", chunk(item, seq))
+            assert await owner.mailbox.flush(10)
+        web.read()
+        assert [it.seq for it in web.of(item)] == [0, 1, 2]
+        assert owner.denied == 0
+    broker.execute_command("ACL", "DELUSER", "old")
+
+
 async def test_replies_come_in_order_and_gather_into_few_entries(access, web):
     item = work()
     async with running(access) as owner:
