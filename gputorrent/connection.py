@@ -64,7 +64,9 @@ class Connection(HttpToolsProtocol):
         lines = config.access_log and self.access_log
         own_way = lines or self.limit_concurrency is not None or self.root_path
         self._door: Door | None = None if own_way else app_state.get(DOOR)
-        self.gathered: Gathered = app_state.setdefault(_GATHERED, Gathered())
+        if _GATHERED not in app_state:
+            app_state[_GATHERED] = Gathered(self.loop)
+        self.gathered: Gathered = app_state[_GATHERED]
         self.running: Exchange | None = None
         self._idle_since = 0.0  # by the loop's clock; 0: not idle
 
@@ -175,8 +177,6 @@ class Exchange:
         "_door",
         "_flow",
         "_gathered",
-        "_held",
-        "_loop",
         "_opens",
         "_runs",
         "_task",
@@ -193,7 +193,7 @@ class Exchange:
     def __init__(self, connection: Connection, url: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self._connection = connection
         self.transport, self._flow = connection.transport, connection.flow
-        self._gathered, self._loop = connection.gathered, connection.loop
+        self._gathered = connection.gathered
         self._trace = tracing.of(headers)
         self.path = url.decode("ascii")
         self.headers: Mapping[bytes, bytes] = dict(headers)
@@ -204,7 +204,6 @@ class Exchange:
         self.left = False
         """The caller closed the connection before the end of the answer."""
         self._begun = False
-        self._held = b""
         self._opens = False
         self._body: list[bytes] | bytearray = []
         self._door: Door
@@ -265,8 +264,7 @@ class Exchange:
                 self.refuse(500, [(b"content-type", b"text/plain")], b"Internal Server Error")
         finally:
             if not self.response_complete:
-                self._gathered.write()
-                self._release()
+                self._write(b"")
                 self.transport.close()
             self._over()
 
@@ -293,33 +291,30 @@ class Exchange:
     async def begin(self, status: int, headers: Headers) -> None:
         """An answer that comes in parts."""
         await self._room()
-        self._hold(self._head(status, headers, (b"transfer-encoding", b"chunked")))
+        self._gathered.add(self, self._head(status, headers, (b"transfer-encoding", b"chunked")))
         self._opens = True
 
     async def part(self, data: bytes) -> None:
         """The next of it, once there is room for it."""
         await self._room()
         if data:  # a chunk without any would be the last
-            self._hold(b"%x\r\n%b\r\n" % (len(data), data))
+            self._gathered.add(self, b"%x\r\n%b\r\n" % (len(data), data))
             if self._opens:  # the first token: it goes before anything else that this turn has to do
                 self._opens = False
-                self._release()
+                self._write(b"")
 
     def passes(self, data: bytes) -> bool:
         """The next of it, if there is room for it now. Every token of a stream comes here."""
         if self._flow.write_paused:
             return False
-        if self._held:
-            self._release()
         if data:
-            self._gathered.add(self, b"%x\r\n%b\r\n" % (len(data), data), self._loop)
+            self._gathered.add(self, b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
     async def end(self) -> None:
         """All parts have been given."""
         await self._room()
-        self._write(self._held + b"0\r\n\r\n")
-        self._held = b""
+        self._write(b"0\r\n\r\n")
         self._complete()
 
     # -- inside --------------------------------------------------------------------------------------
@@ -343,21 +338,11 @@ class Exchange:
         if self._flow.write_paused:
             await self._flow.drain()
 
-    def _hold(self, data: bytes) -> None:
-        """To be written in this turn of the loop, with what is given in the same: a head has its first part
-        behind it, a last part the end. Each write is a call of the kernel, and wakes the client."""
-        if not self._held:
-            self._connection.loop.call_soon(self._release)
-        self._held += data
-
-    def _release(self) -> None:
-        held, self._held = self._held, b""
-        if held:
-            self._write(held)
-
     def _write(self, data: bytes) -> None:
-        self._gathered.write()  # some of it may be ours
-        if not self.left:
+        """Now, behind what has gathered. Each write is a call of the kernel, and wakes the client: so a head
+        has its first part behind it, and a last part the end."""
+        data = self._gathered.take(self) + data
+        if data and not self.left:
             self.transport.write(data)
 
     def _complete(self) -> None:

@@ -1,4 +1,4 @@
-"""Tokens for all connections of a server that come in one turn of the loop: written one right after the
+"""What goes to the callers of a server in parts, in one turn of the loop: written one right after the
 other, behind that turn. The kernel's part of a write and the interpreter drive each other's code out of the
 caches, so what comes together costs less when all of it is seen to first, and written then."""
 
@@ -24,24 +24,28 @@ class Stream(Protocol):
 
 
 class Gathered:
-    """What gathers for the callers of one server. All calls come from the event loop."""
+    """What gathers for the callers of one server. All calls come from its event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._waiting: dict[Stream, bytes] = {}
 
-    def add(self, stream: Stream, data: bytes, loop: asyncio.AbstractEventLoop) -> None:
+    def add(self, stream: Stream, data: bytes) -> None:
         """Write it behind this turn, and behind what gathers for that caller already."""
         waiting = self._waiting
         if not waiting:
-            loop.call_soon(self.write)
+            self._loop.call_soon(self._write)
         if stream in waiting:  # we are behind with it
             data = waiting[stream] + data
         waiting[stream] = data
         if len(waiting) >= _AT_ONCE or len(data) >= _MOST_BYTES:
-            self.write()
+            self._write()
 
-    def write(self) -> None:
-        """Write all of it now."""
+    def take(self, stream: Stream) -> bytes:
+        """What has gathered for that caller: whoever takes it writes it."""
+        return self._waiting.pop(stream, b"")
+
+    def _write(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for stream, data in waiting.items():
             if stream.left:

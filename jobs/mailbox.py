@@ -26,7 +26,6 @@ from gputorrent.redis import ANSWER_SECONDS, Pipe, asynchronous
 from jobs.interactive import InteractiveJob
 from worker_agent.contract import (
     FIELD,
-    REPLY_LIBRARY,
     REPLY_SOURCE,
     Cancel,
     Chunk,
@@ -81,7 +80,6 @@ class Mailbox:
         self.on_watch: Callable[[str], object] = lambda text: None
         """Another process asks for what a job of this one answers (see `jobs.relaying`)."""
         self._jobs: dict[str, Attempted] = {}
-        self._without_function = False  # said so
         self._reader: Pipe | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -131,12 +129,12 @@ class Mailbox:
         """Make the stream, the sign of life and the nodes' function, if they are not there (Redis may have
         come back empty)."""
         key = reply_key(self.web)
-        await self._give_function()
         _, exists = await asyncio.gather(
             self._pipe.send("SET", web_key(self.web), "1", "EX", LEASE_SECONDS),
             self._pipe.send("EXPIRE", key, 6 * LEASE_SECONDS),
         )
         if not exists:
+            await self._give_function()
             # Agents append only to a stream that exists. An entry made and deleted leaves an empty one.
             first = await self._pipe.send("XADD", key, "*", FIELD, encode([]))
             await asyncio.gather(
@@ -145,12 +143,9 @@ class Mailbox:
 
     async def _give_function(self) -> None:
         try:
-            if not await self._pipe.send("FUNCTION", "LIST", "LIBRARYNAME", REPLY_LIBRARY):
-                await self._pipe.send("FUNCTION", "LOAD", REPLY_SOURCE)
+            await self._pipe.send("FUNCTION", "LOAD", REPLY_SOURCE)
         except redis.ResponseError as e:
-            # Another process was quicker; or we may not, and nodes append as they did before there was one.
-            if "already exists" not in str(e) and not self._without_function:
-                self._without_function = True
+            if "already exists" not in str(e):  # we may not: nodes append by XADD
                 log.warning("answers will be in redis's append-only file: %s", e)
 
     def cancel(self, node: str, job: str, attempt: int) -> asyncio.Future[Any]:

@@ -66,9 +66,8 @@ REPLY_STREAM_MAXLEN: Final = 20_000
 """Entries a reply stream may hold before the oldest are trimmed (approximately). A web process that falls
 this far behind sees a gap in the sequence numbers and ends the stream with an error."""
 
-REPLY_LIBRARY: Final = "gt_replies_1"
 REPLY_FUNCTION: Final = "gt_reply_1"
-REPLY_SOURCE: Final = f"""#!lua name={REPLY_LIBRARY}
+REPLY_SOURCE: Final = f"""#!lua name=gt_replies_1
 redis.register_function('{REPLY_FUNCTION}', function(keys, args)
   redis.set_repl(redis.REPL_NONE)
   return redis.call('XADD', args[1], 'NOMKSTREAM', 'MAXLEN', '~', args[2], '*', 'm', args[3])

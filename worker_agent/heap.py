@@ -10,8 +10,7 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-KEPT_BYTES: Final = 64 << 20
-"""Of free memory, at most."""
+_KEPT_BYTES: Final = 64 << 20  # of free memory, at most
 _IN_HEAP_BYTES: Final = 32 << 20  # the most that glibc takes
 _AHEAD_BYTES: Final = 1 << 20
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -25,7 +24,7 @@ def keep() -> bool:
         return False
     told = [
         mallopt(_M_MMAP_THRESHOLD, _IN_HEAP_BYTES),
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES),
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES),
         mallopt(_M_TOP_PAD, _AHEAD_BYTES),
     ]
     return all(told)
@@ -35,6 +34,6 @@ def environment() -> dict[str, str]:
     """The same for a program that is yet to be started. It means nothing to one with another allocator."""
     return {
         "MALLOC_MMAP_THRESHOLD_": str(_IN_HEAP_BYTES),
-        "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
         "MALLOC_TOP_PAD_": str(_AHEAD_BYTES),
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import redis.asyncio as redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from worker_agent import contract, log
 from worker_agent.backoff import Backoff
@@ -353,9 +353,8 @@ class _Append:
 
     def refused(self, error: Exception, now: float) -> bool:
         """Whether the same may be tried by XADD now."""
-        if now < self._plain_until or not isinstance(error, ResponseError):
-            return False
-        if "Function not found" not in str(error) and "fcall" not in str(error):
+        said = str(error).lower()
+        if now < self._plain_until or not ("function not found" in said or "fcall" in said):
             return False
         self._plain_until = now + _PLAIN_SECONDS
         return True

@@ -348,6 +348,7 @@ async def test_a_caller_who_has_left_gets_no_token_that_gathers(streams):
     one.left = True
     other.passes(b"token")
     await asyncio.sleep(0)
+    await one.end()
     assert written == [b"5\r\ntoken\r\n"]
     assert await staying.chunk() == b"token"
 

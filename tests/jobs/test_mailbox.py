@@ -15,7 +15,6 @@ from jobs.mailbox import Mailbox, web_key
 from tests.jobs.scripted import done, until, work
 from worker_agent.contract import (
     REPLY_FUNCTION,
-    REPLY_LIBRARY,
     Cancel,
     Chunk,
     Drain,
@@ -220,27 +219,33 @@ async def test_control_messages_lie_in_the_nodes_stream(wire, mailbox):
 
 
 async def test_the_function_of_the_nodes_is_there_and_comes_back(wire, mailbox, listener):
-    assert wire.function_list(REPLY_LIBRARY)
+    first, second = chunk(0), chunk(1)
+    assert wire.fcall(REPLY_FUNCTION, 0, reply_key(mailbox.web), 100, encode([first]))
+    await until(lambda: listener.heard == [first])
     wire.function_flush()
+    wire.delete(reply_key(mailbox.web))  # as after a restart that lost everything
     await mailbox.open()
-    reply = chunk(0)
-    assert wire.fcall(REPLY_FUNCTION, 0, reply_key(mailbox.web), 100, encode([reply]))
-    await until(lambda: listener.heard == [reply])
+    assert wire.fcall(REPLY_FUNCTION, 0, reply_key(mailbox.web), 100, encode([second]))
+    await until(lambda: listener.heard == [first, second])
+
+
+async def test_a_process_that_finds_the_function_there_says_nothing(pipe, wire, mailbox, caplog):
+    other = Mailbox(pipe)
+    await other.open()
+    assert wire.exists(reply_key(other.web))
+    assert not caplog.records
 
 
 async def test_without_the_right_to_load_it_answers_come_all_the_same(pipe, wire, caplog):
-    refuse = {"FUNCTION": "NOPERM User default has no permissions to run the 'function|list' command"}
-
     class Refusing:
         def send(self, name, *rest):
-            if name not in refuse:
+            if name != "FUNCTION":
                 return pipe.send(name, *rest)
             answer = asyncio.get_running_loop().create_future()
-            answer.set_exception(redis.ResponseError(refuse[name]))
+            answer.set_exception(redis.ResponseError("NOPERM User default has no permissions"))
             return answer
 
     box = Mailbox(Refusing())  # type: ignore[arg-type]
-    await box.open()
     await box.open()
     assert wire.exists(reply_key(box.web))
     assert [r.levelname for r in caplog.records if "append-only file" in r.message] == ["WARNING"]
