@@ -313,11 +313,11 @@ class Dispatcher:
             raise event.error
         if outcome == Outcome.FIRST_TOKEN_TIMEOUT:
             raise FirstTokenTimeout(event.message or "no token came in time")
+        if outcome == Outcome.ENGINE_DIED and settled:
+            await asyncio.wait({settled})  # its strikes count for whatever comes next
         if outcome not in interactive.RETRYABLE or job.attempt >= settings.ATTEMPTS:
             raise UpstreamFailed(in_words(event))
         log.info("job=%s attempt=%d node=%s outcome=%s: trying again", job.id, job.attempt, job.node, outcome)
-        if outcome == Outcome.ENGINE_DIED and settled:
-            await asyncio.wait({settled})  # it may have had its strikes
         await asyncio.sleep(pause_before_next(job, outcome))
 
     def settle(self, job: InteractiveJob) -> asyncio.Future[Any] | None:

@@ -42,17 +42,24 @@ class Outlook:
         self.breakers: dict[str, Breaker] = {}
         """By ``node/model``, those that were not closed at the last refresh."""
         self.strikes: dict[str, Strikes] = {}
-        """By fingerprint, as of the last refresh, plus our own since."""
+        """By fingerprint, as of the last refresh, plus our own since it was asked for."""
+        self._struck: dict[str, Strikes] = {}  # those
 
     async def refresh(self, pipe: Pipe, board: Board, web: str) -> frozenset[str]:
         """Look at everything again, in one trip. Returns the nodes that changed or are back. Raises
         `redis.RedisError`."""
+        self._struck = {}
         changed, seen, _ = await asyncio.gather(
             self.snapshot.refresh(pipe), board.look(), self.affinity.exchange(pipe, web)
         )
         for line in breaker.changes(self.breakers, seen.breakers):
             log.warning(line)
         self.in_flight, self.breakers, self.strikes = seen.loads, seen.breakers, seen.strikes
+        # Counted while the look was under way: it may have been answered before, and a request that had its
+        # last strike would get one more engine.
+        for fingerprint, strikes in self._struck.items():
+            if fingerprint not in self.strikes or self.strikes[fingerprint].count < strikes.count:
+                self.strikes[fingerprint] = strikes
         self._standings.clear()
         return changed
 
@@ -123,9 +130,11 @@ class Outlook:
             return poison.fingerprint(request.tenant, request.model, request.body)
         if outcome == "done" and self.strikes:
             known = poison.fingerprint(request.tenant, request.model, request.body)
+            self._struck.pop(known, None)
             return known if self.strikes.pop(known, None) is not None else ""
         return ""
 
     def struck(self, fingerprint: str, strikes: int) -> None:
         """The board has counted so many strikes against a request."""
-        self.strikes[fingerprint] = Strikes(strikes, time.monotonic() + settings.HOLD_OFF_SECONDS)
+        known = Strikes(strikes, time.monotonic() + settings.HOLD_OFF_SECONDS)
+        self.strikes[fingerprint] = self._struck[fingerprint] = known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 import pytest
@@ -65,6 +66,41 @@ async def test_it_ends_after_three_attempts_and_is_held_off_the_fourth_engine(de
     node, item = await who_has(nodes)
     node.done(item)
     await other.first()
+
+
+async def test_it_is_held_off_as_soon_as_its_caller_knows_that_it_failed(desk, nodes):
+    asking, _ = await die_with(desk, nodes)
+    with pytest.raises(errors.UpstreamFailed):
+        await asking.first()
+    with pytest.raises(HeldOff):
+        await desk.ask(body=BAD).first()
+
+
+async def test_strikes_that_come_while_a_look_is_under_way_are_not_forgotten(desk, nodes, monkeypatch):
+    outlook, go_on = desk.dispatcher.outlook, asyncio.Event()
+
+    async def slow(pipe, web):
+        await go_on.wait()
+
+    looked = asyncio.Event()
+    look = desk.dispatcher.board.look
+
+    async def noting():
+        seen = await look()
+        looked.set()
+        return seen
+
+    monkeypatch.setattr(outlook.affinity, "exchange", slow)
+    monkeypatch.setattr(desk.dispatcher.board, "look", noting)
+    looking = asyncio.create_task(desk.refresh())
+    await looked.wait()
+    asking, _ = await die_with(desk, nodes)
+    with pytest.raises(errors.UpstreamFailed):
+        await asking.first()
+    go_on.set()
+    await looking
+    with pytest.raises(HeldOff):
+        await desk.ask(body=BAD).first()
 
 
 async def test_another_process_knows_with_its_next_look(desk, nodes, wire):
