@@ -46,8 +46,15 @@ def dark(page: Page, wanted: bool) -> None:
     page.evaluate("dark => document.documentElement.classList.toggle('dark', dark)", wanted)
 
 
+def settled(page: Page) -> None:
+    """Until it is loaded, and what its scripts put off until then is done."""
+    page.wait_for_load_state()
+    page.evaluate("() => new Promise(done => setTimeout(done))")
+
+
 def every_way(page: Page) -> Iterator[str]:
     """What is wrong with the page that is open, and in which of its looks."""
+    settled(page)
     page.set_viewport_size(DESKTOP)
     dark(page, False)
     yield from (f"light: {what}" for what in violations(page))
