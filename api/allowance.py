@@ -112,8 +112,8 @@ class Allowance:
         return (
             requests + self.requests,
             tokens + self.tokens,
-            max(0, until_requests - passed),
-            max(0, until_tokens - passed),
+            until_requests - passed if until_requests > passed else 0,
+            until_tokens - passed if until_tokens > passed else 0,
         )
 
 

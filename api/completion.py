@@ -5,8 +5,9 @@ an iterator of bytes, out. Both doors (`api.views` and `api.lean`) call it and d
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from api import errors, priority, schemas, streaming
 from api.authentication import Caller, Stranger
@@ -20,7 +21,9 @@ from jobs.errors import JobError, NotPermitted
 from jobs.interactive import InteractiveJob, Request
 from worker_agent.contract import Chunk
 
-JSON: Headers = [(b"content-type", b"application/json")]
+_JSON: Final = b"application/json"
+_PRIORITY: Final = priority.HEADER.encode()
+JSON: Headers = [(b"content-type", _JSON)]
 SSE: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -28,8 +31,7 @@ SSE: Headers = [
 ]
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(Struct):
     """`body` is whole, or `parts` yields it. A door calls `close` when it is done, however it ends. One that
     can write without waiting may give `job` a sink before it asks for the first part: most of the others go
     there, in their order among those that are yielded."""
@@ -73,7 +75,7 @@ async def complete(
     permit: Permit | None = None
     try:
         must_be_json(headers)
-        x_priority = headers.get(priority.HEADER.encode(), b"").decode("latin-1")
+        x_priority = headers.get(_PRIORITY, b"").decode("latin-1")
         request = caller.authorise(schemas.parse(path, body, key=caller.key))
         request = priority.apply(request, caller, x_priority)
         permit = gateway.ask_leave(caller, request)
@@ -128,11 +130,13 @@ def _stream(
 def must_be_json(headers: Mapping[bytes, bytes]) -> None:
     """Raises `ApiError` 415 for a body that says it is something else, or compressed. One that says nothing
     is taken for JSON, as OpenAI does."""
-    kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
-    if kind and kind != b"application/json" and not kind.endswith(b"+json"):
-        said = kind[:80].decode("latin-1")
-        raise ApiError("unsupported_media_type", f"Send 'Content-Type: application/json', not '{said}'.")
-    if headers.get(b"content-encoding", b"identity").strip().lower() not in {b"", b"identity"}:
+    said = headers.get(b"content-type", _JSON)
+    kind = _JSON if said == _JSON else said.partition(b";")[0].strip().lower()
+    if kind and kind != _JSON and not kind.endswith(b"+json"):
+        shown = kind[:80].decode("latin-1")
+        raise ApiError("unsupported_media_type", f"Send 'Content-Type: application/json', not '{shown}'.")
+    encoding = headers.get(b"content-encoding")
+    if encoding and encoding.strip().lower() not in {b"", b"identity"}:
         raise ApiError("unsupported_media_type", "Send the body uncompressed, without 'Content-Encoding'.")
 
 

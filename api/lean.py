@@ -79,8 +79,8 @@ class Door:
         asked.refuse(refusal.status, refusal.headers, refusal.body)
         return None
 
-    async def answer(self, asked: Asked, caller: Caller, body: bytes) -> None:
-        await _answer(self._here, asked.path, caller, asked.headers, body, asked)
+    def answer(self, asked: Asked, caller: Caller, body: bytes) -> Awaitable[None]:
+        return _answer(self._here, asked.path, caller, asked.headers, body, asked)
 
 
 def takes(scope: Scope) -> bool:

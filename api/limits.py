@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import redis
+from msgspec import Struct
 
 from api import limits_in_words, periods
 from api.allowance import Allowance, Pace
@@ -41,8 +42,7 @@ _MOST_OWED: Final = 100_000
 _CALLERS_MISTAKES: Final = frozenset({"model_not_found"})
 
 
-@dataclass(slots=True)
-class Permit:
+class Permit(Struct, eq=False):
     """Leave for one request, or the question for it. It is settled exactly once, or void when its web process
     is gone."""
 
@@ -106,7 +106,7 @@ class Permit:
 
     def over(self, job: InteractiveJob, heard: Heard) -> None:
         """The job is over: what it really took counts. Refused before it reached a node, it took nothing."""
-        refused = not job.left_at and not any(t.node for t in job.tries)
+        refused = not job.left_at and not job.reached_a_node
         served = not refused or job.error_code in _CALLERS_MISTAKES
         self.limiter.tell_settled(self, job.spent_tokens, served=served, heard=heard)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+from typing import Final
 
 from api.authentication import Limits
 from api.errors import ApiError, Headers, quota_exceeded, rate_limited
@@ -38,15 +40,30 @@ def told(
 ) -> Headers:
     """OpenAI's headers for the limits that the key has. Resets in ms."""
     found: Headers = []
-    for what, limit, left, reset in (
-        (b"requests", limits.requests_per_minute, left_requests, reset_requests),
-        (b"tokens", limits.tokens_per_minute, left_tokens, reset_tokens),
+    for names, limit, left, reset in (
+        (_REQUESTS, limits.requests_per_minute, left_requests, reset_requests),
+        (_TOKENS, limits.tokens_per_minute, left_tokens, reset_tokens),
     ):
         if limit:
-            found.append((b"x-ratelimit-limit-" + what, str(limit).encode()))
-            found.append((b"x-ratelimit-remaining-" + what, str(max(0, left)).encode()))
-            found.append((b"x-ratelimit-reset-" + what, span(reset / 1000).encode()))
+            of_limit, of_left, of_reset = names
+            # As finely as it is written, so that there are few of them.
+            until = _span(reset if reset < 1000 else (reset + 500) // 1000 * 1000)
+            remaining = b"%d" % left if left > 0 else b"0"
+            found += (of_limit, b"%d" % limit), (of_left, remaining), (of_reset, until)
     return found
+
+
+def _names(what: bytes) -> tuple[bytes, bytes, bytes]:
+    return b"x-ratelimit-limit-" + what, b"x-ratelimit-remaining-" + what, b"x-ratelimit-reset-" + what
+
+
+_REQUESTS: Final = _names(b"requests")
+_TOKENS: Final = _names(b"tokens")
+
+
+@functools.lru_cache(maxsize=2048)
+def _span(milliseconds: int) -> bytes:
+    return span(milliseconds / 1000).encode()
 
 
 def span(seconds: float) -> str:

@@ -227,9 +227,9 @@ def _fields(body: bytes) -> dict[str, Any]:
         if said.startswith("Expected"):
             raise invalid(f"Invalid request: {said}.") from None
         raise invalid(f"The body is not valid JSON: {said}", code="invalid_json") from None
-    fields = {key.name: value for key, value in pairs.items()}
+    fields = {str(key): value for key, value in pairs.items()}
     if len(fields) != len(pairs):
-        names = [key.name for key in pairs]
+        names = list(map(str, pairs))
         twice = next(name for name in names if names.count(name) > 1)[:80]
         raise invalid(f"Duplicate parameter: '{twice}'.", code="duplicate_parameter", param=twice)
     return fields

@@ -121,14 +121,15 @@ class TracedSocket:
 def over(scope: Mapping[str, Any], trace: Trace, strangers: Sparing | None = None) -> None:
     """An HTTP request is over: its line, if it is to have one. Of the scope its `method` and `path` are read,
     and `raw_path`."""
-    if _wanted(scope["path"], trace):
+    if wanted(scope["path"], trace):
         strangers = strangers or _strangers
         spares = trace.status == _STRANGER and settings.ACCESS_LOG == "some"
         if not spares or strangers.wanted():
             _note(scope, trace, strangers.told() if spares else 0)
 
 
-def _wanted(path: str, trace: Trace) -> bool:
+def wanted(path: str, trace: Trace) -> bool:
+    """Whether a request is to have a line; of strangers' refusals `over` leaves out some more."""
     if (lines := settings.ACCESS_LOG) != "some":
         return bool(lines == "all")
     if trace.status >= 400 or not trace.status:

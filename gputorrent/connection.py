@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final, Protocol
 
 from uvicorn.config import Config
@@ -45,7 +45,7 @@ class Door(Protocol):
     def admit(self, asked: Exchange) -> Any:
         """Who asks, before the body is read: anything that `answer` wants. None: it has been refused."""
 
-    async def answer(self, asked: Exchange, caller: Any, body: bytes) -> None:
+    def answer(self, asked: Exchange, caller: Any, body: bytes) -> Awaitable[None]:
         """Answer it whole or in parts. Cancelled when the caller leaves."""
 
 
@@ -219,7 +219,7 @@ class Exchange:
     def admit(self, door: Door) -> None:
         """Ask the door who this is, or have it refuse."""
         self._door = door
-        self._caller = tracing.within(self._trace, lambda: door.admit(self))
+        self._caller = tracing.within(self._trace, door.admit, self)
 
     def gather(self, body: bytes) -> None:
         """The next piece of the body."""
@@ -274,7 +274,8 @@ class Exchange:
             self._task = None
         if self._connection.running is self:
             self._connection.running = None
-        access.over({"method": "POST", "path": self.path}, self._trace)
+        if access.wanted(self.path, self._trace):
+            access.over({"method": "POST", "path": self.path}, self._trace)
 
     # -- the answer: called by the door ------------------------------------------------------------------
     def refuse(self, status: int, headers: Headers, body: bytes) -> None:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 HEADER: Final = b"x-request-id"
@@ -74,11 +75,11 @@ def enter(trace: Trace) -> None:
     _current.set(trace)
 
 
-def within(trace: Trace, do: Callable[[], T]) -> T:
-    """What `do` does is done for that request: for callbacks of a server, which are in no task."""
+def within(trace: Trace, do: Callable[[A], T], what: A) -> T:
+    """What `do` does with `what` is for that request: for callbacks of a server, which are in no task."""
     before = _current.set(trace)
     try:
-        return do()
+        return do(what)
     finally:
         _current.reset(before)
 

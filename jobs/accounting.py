@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from msgspec import Struct
+
 from jobs.models import Attempt, Job, JobState
 from jobs.rows import AttemptRow, JobRow
 from worker_agent.contract import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(Struct, frozen=True, gc=False):
     """Tokens of one attempt. `estimated` if we counted them, since the engine did not come to say."""
 
     prompt_tokens: int = 0
@@ -45,7 +46,10 @@ def of_usage(usage: Usage | None) -> Spent:
     """What the engine counted."""
     if usage is None:
         return NOTHING
-    return Spent(plausible(usage.prompt_tokens), plausible(usage.completion_tokens))
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if 0 <= prompt <= _MOST_TOKENS and 0 <= completion <= _MOST_TOKENS:
+        return Spent(prompt, completion)
+    return Spent(plausible(prompt), plausible(completion))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from gputorrent.chosen import settings
 from gputorrent.redis import Pipe
 from gputorrent.steps import Heard, Steps
@@ -39,8 +41,7 @@ _PAGE = 500
 """Of those that wait, how many one step looks through: about 2 ms in which Redis does nothing else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(Struct, frozen=True, gc=False):
     node: str
 
 
@@ -139,7 +140,9 @@ class Board:
         must find room.
         """
         packed = encode(work)
-        share = 1 if work.reply else 2
+        per_model, total, per_key = bounds = _bounds()
+        if not work.reply:
+            per_model, total, per_key = (-(-bound // 2) for bound in bounds)
         given = (
             work.job,
             work.attempt,
@@ -149,7 +152,9 @@ class Board:
             tenant,
             priority,
             wait_seconds,
-            *(-(-bound // share) for bound in _bounds()),
+            per_model,
+            total,
+            per_key,
             settings.NODE_BYTES,
             f" {' '.join(tried)} ",
             "" if only is None else _listed(only),

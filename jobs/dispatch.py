@@ -116,12 +116,10 @@ class Dispatcher:
         try:
             while True:
                 event = await job.next()
-                if isinstance(event, Chunk | Done):
+                if isinstance(event, (Chunk, Done)):
                     self.outlook.affinity.remember(job.request.prefix, job.node)
-                if isinstance(event, Chunk):
-                    return event
-                if isinstance(event, Done):
-                    self._finished(job, event)
+                    if isinstance(event, Done):
+                        self._finished(job, event)
                     return event
                 await self._attempt_failed(job, event)
                 await self._place(job)
@@ -254,10 +252,11 @@ class Dispatcher:
             ended = (job.current.reason or job.current.outcome) if job.tries else ""
             raise self.outlook.refusal(request.model, decision, ended)
         job.claim()
-        loading = isinstance(decision, routing.Load | routing.Wait)
-        job.wait_limit = settings.LOAD_SECONDS if loading else settings.QUEUE_SECONDS
+        if isinstance(decision, routing.Place):
+            place, job.wait_limit = decision, settings.QUEUE_SECONDS
+        else:  # a model is loaded first
+            place, job.wait_limit = routing.NOWHERE, settings.LOAD_SECONDS
         self.mailbox.expect(job.id, job)
-        place = decision if isinstance(decision, routing.Place) else routing.NOWHERE
         turn = self.outlook.spreading.take(request.model, place.order)
         try:
             answer = await self.board.reserve(
@@ -329,15 +328,15 @@ class Dispatcher:
         if job.settled == job.attempt:
             return None
         job.settled = job.attempt
-        node = job.node
-        if node and job.current.given_up:
+        this = job.current
+        node, outcome = this.node, this.outcome
+        if node and this.given_up:
             self._effect(self.mailbox.cancel(node, job.id, job.attempt))
         if not node:
             # At once: as a task it would run after the next attempt has joined the queue, and take that out.
             self._effect(self.board.leave_soon(job.id))
             return None
         self.outlook.left(node, job.request.model)
-        outcome = job.current.outcome
         suspect, verdict = self.outlook.suspect(job.request, outcome), breaker.verdict(outcome)
         place = node, job.request.model, job.id, job.attempt
         if not suspect and outcome != Outcome.ENGINE_DIED:  # nobody waits for it
@@ -393,4 +392,5 @@ class Dispatcher:
         """Know nothing of it any more. Returns whether it was known."""
         self.mailbox.forget(job.id)
         self.tails.over(job.id)
+        job.tail = None  # which knows the job: a ring of the two would wait for the collector
         return self.jobs.pop(job.id, None) is not None

@@ -21,7 +21,7 @@ class Effects:
     def __init__(self) -> None:
         self._under_way: set[asyncio.Future[Any]] = set()
         self._told = 0  # without a future
-        self._all_heard = asyncio.Event()
+        self._all_heard: asyncio.Future[None] | None = None  # if that is waited for
 
     def __call__(self, effect: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> asyncio.Future[Any]:
         done = asyncio.ensure_future(effect)
@@ -32,7 +32,6 @@ class Effects:
     def hears(self) -> Heard:
         """What is to hear the answer of something that is under way now, or the exception; once."""
         self._told += 1
-        self._all_heard.clear()
         return self._hear
 
     async def over(self, seconds: float) -> None:
@@ -41,13 +40,14 @@ class Effects:
             async with asyncio.timeout(seconds):
                 if self._under_way:
                     await asyncio.wait(self._under_way)
-                if self._told:
-                    await self._all_heard.wait()
+                while self._told:
+                    self._all_heard = asyncio.get_running_loop().create_future()
+                    await self._all_heard
 
     def _hear(self, answer: Any) -> None:
         self._told -= 1
-        if not self._told:
-            self._all_heard.set()
+        if not self._told and self._all_heard is not None and not self._all_heard.done():
+            self._all_heard.set_result(None)
         if isinstance(answer, Exception):
             self._failed(answer)
 

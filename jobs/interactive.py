@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from gputorrent import entropy
 from gputorrent.chosen import settings
@@ -85,8 +84,7 @@ class Request(Struct, frozen=True, gc=False):
         return len(self.body) // 4 + 1 if self.metered else 0
 
 
-@dataclass(slots=True)
-class _Try:
+class _Try(Struct, eq=False):
     """One attempt, for the record. Times in seconds since the epoch."""
 
     number: int
@@ -104,8 +102,7 @@ class _Try:
     recorded: bool = False  # its row is in the ledger as it stays
 
 
-@dataclass(slots=True, eq=False)
-class InteractiveJob(Outflow):
+class InteractiveJob(Outflow, eq=False):
     """Events come in by the `on_` methods (from the mailbox and the watch), and out by `next` (see there)."""
 
     id: str
@@ -172,7 +169,15 @@ class InteractiveJob(Outflow):
     @property
     def spent_tokens(self) -> int:
         """Prompt and answer, of all attempts."""
-        return sum(t.spent.total for t in self.tries)
+        spent = 0
+        for t in self.tries:
+            spent += t.spent.prompt_tokens + t.spent.completion_tokens
+        return spent
+
+    @property
+    def reached_a_node(self) -> bool:
+        """Whether any attempt did."""
+        return bool(self.node) or any(t.node for t in self.tries)
 
     @property
     def tried(self) -> set[str]:
@@ -187,7 +192,7 @@ class InteractiveJob(Outflow):
 
     def attempt_over(self, outcome: str, reason: str = "") -> None:
         """Note how the live attempt ended, once."""
-        this = self.current
+        this = self.tries[-1]
         if not this.outcome:
             this.outcome, this.reason, this.finished_at = outcome, reason[:500], time.time()
             if not this.spent.total and (this.streamed or (this.placed_at and outcome in _CALLERS_WISH)):
@@ -216,7 +221,7 @@ class InteractiveJob(Outflow):
     # -- events in -----------------------------------------------------------------------------------
 
     def on_placed(self, node: str, incarnation: int = 0) -> None:
-        this = self.current
+        this = self.tries[-1]
         if this.node:
             return
         this.node, this.incarnation, this.placed_at = node, incarnation, time.time()
@@ -228,7 +233,7 @@ class InteractiveJob(Outflow):
             self._on_chunk(reply)
             return
         self.heard_at = time.monotonic()
-        this = self.current
+        this = self.tries[-1]
         if isinstance(reply, Failed):
             if not this.outcome:
                 this.streamed = max(this.streamed, accounting.plausible(reply.tokens))
@@ -246,7 +251,7 @@ class InteractiveJob(Outflow):
                     self.first_byte_at -= max(0.0, reply.total_ms - reply.first_token_ms) / 1000
         if self.left_at:
             return
-        if isinstance(reply, Done) and self._ends_a_stream(reply):
+        if self.request.stream and isinstance(reply, Done) and self._is_watchable(reply):
             assert self.tail is not None
             self.tail.add(reply.body)
         self._put(reply)
@@ -272,9 +277,8 @@ class InteractiveJob(Outflow):
         if self.tail is not None:
             self.tail.add(data)
 
-    def _ends_a_stream(self, done: Done) -> bool:
-        watchable = self.tail is not None and self.request.stream
-        return watchable and done.status < 400 and not self.current.given_up
+    def _is_watchable(self, done: Done) -> bool:
+        return self.tail is not None and done.status < 400 and not self.current.given_up
 
     def on_gap(self) -> None:
         self.give_up(Lost(SEQUENCE_GAP, "part of the answer was lost on its way"))

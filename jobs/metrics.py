@@ -124,9 +124,10 @@ class Counts:
 
     def observe(self, times: Times, seconds: float) -> None:
         """Note a time. A clock that was set back makes it 0, never negative."""
-        seconds = max(0.0, seconds)
+        if seconds < 0.0:
+            seconds = 0.0
         self.pending[times.buckets[bisect_left(times.bounds, seconds)]] += 1
-        self.pending[times.sum] += round(seconds * 1e6)
+        self.pending[times.sum] += int(seconds * 1e6 + 0.5)
 
 
 class Metrics(Counts):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from msgspec import Struct, field
 
 from jobs.errors import JobError
 from worker_agent.contract import Chunk, Done, Failed
@@ -26,8 +28,7 @@ Sink = Callable[[bytes], bool]
 """Writes a part of the answer to its caller. False: not now, he reads too slowly; nothing was written."""
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Outflow:
+class Outflow(Struct, eq=False, kw_only=True):
     """Events come in by `_put`, and out by `next`. A chunk need not become one: while somebody waits in
     `next` for the answer to flow, all before it has gone out, and it may go straight to the sink. So a token
     costs no future and wakes no task, and what ends the answer still comes by `next`, behind everything else.

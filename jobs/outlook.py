@@ -122,7 +122,10 @@ class Outlook:
         if view is None:
             return False
         used = self.in_flight.get(f"{node}/{model}", 0)
-        return any(m.name == model and 4 * used <= m.slots for m in view.models)
+        for m in view.models:
+            if m.name == model:
+                return 4 * used <= m.slots
+        return False
 
     def suspect(self, request: Request, outcome: str) -> str:
         """The request's fingerprint, if this outcome says something of the request; empty otherwise."""

@@ -62,7 +62,7 @@ def of(job: InteractiveJob) -> tuple[JobRow, list[AttemptRow]]:
     # In the order of their fields: by name, msgspec takes six times as long to make a row of so many.
     request, node, placed_at, attempts = job.request, None, None, []
     for t in job.tries:
-        at = _moment(t.placed_at)
+        at = _at(t.placed_at, _UTC) if t.placed_at else None
         if t.node:
             node, placed_at = t.node, at
         if t.recorded:
@@ -74,10 +74,10 @@ def of(job: InteractiveJob) -> tuple[JobRow, list[AttemptRow]]:
                 t.node or None,
                 t.lease.hex(),
                 t.outcome,
-                _storable(t.reason),
-                _at(t.claimed_at, datetime.UTC),
+                _storable(t.reason) if t.reason else "",
+                _at(t.claimed_at, _UTC),
                 at,
-                _moment(t.finished_at),
+                _at(t.finished_at, _UTC) if t.finished_at else None,
             )
         )
     row = JobRow(
@@ -93,27 +93,24 @@ def of(job: InteractiveJob) -> tuple[JobRow, list[AttemptRow]]:
         job.web,
         job.attempt,
         _storable(job.why[:300]),
-        _at(job.created_at, datetime.UTC),
+        _at(job.created_at, _UTC),
         placed_at,
-        _moment(job.first_byte_at),
-        _moment(job.finished_at),
+        _at(job.first_byte_at, _UTC) if job.first_byte_at else None,
+        _at(job.finished_at, _UTC) if job.finished_at else None,
         job.prompt_tokens,
         job.completion_tokens,
         job.http_status,
         job.error_code,
-        _storable(job.error_message[:500]),
+        _storable(job.error_message[:500]) if job.error_message else "",
     )
     return row, attempts
 
 
 _at: Final = datetime.datetime.fromtimestamp
+_UTC: Final = datetime.UTC
 _NAMES: Final = {state: state.value for state in JobState}  # `value` asks a descriptor each time
-
-
-def _moment(seconds: float) -> datetime.datetime | None:
-    return _at(seconds, datetime.UTC) if seconds else None
 
 
 def _storable(text: str) -> str:
     """Words that may be a node's: PostgreSQL takes every character but NUL, and would refuse the batch."""
-    return text.replace("\0", "\ufffd") if text else text
+    return text.replace("\0", "\ufffd")

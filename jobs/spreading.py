@@ -11,7 +11,7 @@ not tell each other: each spreads its own part evenly, and so the whole is sprea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import log
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -58,13 +58,15 @@ class Turn:
 
     __slots__ = ("_model", "_order", "_spreading")
 
-    def __init__(self, spreading: Spreading, model: str, order: Collection[Ranked]) -> None:
+    def __init__(self, spreading: Spreading, model: str, order: Sequence[Ranked]) -> None:
         self._spreading, self._model, self._order = spreading, model, order
 
     def settle(self, taken: Ranked | None) -> None:
         """The board took this one, or none."""
-        first = _first(self._order)
-        if first is None or first is taken or (taken is not None and first.node == taken.node):
+        if not self._order:
+            return
+        first = self._order[0]
+        if first is taken or (taken is not None and first.node == taken.node):
             return
         self._spreading.give_back(self._model, first)
         if taken is not None:
@@ -84,18 +86,19 @@ class Spreading:
         """As they stand; a view, good until the next request."""
         return Turns(self._clock.get(model, 0.0), self._ends.get(model, _NOTHING))
 
-    def take(self, model: str, order: Collection[Ranked]) -> Turn:
+    def take(self, model: str, order: Sequence[Ranked]) -> Turn:
         """Note that a request goes to the first of `order`, unless `Turn.settle` says otherwise."""
-        if first := _first(order):
-            self.charge(model, first, order)
+        if order:
+            self.charge(model, order[0], order)
         return Turn(self, model, order)
 
-    def charge(self, model: str, used: Ranked, order: Collection[Ranked]) -> None:
+    def charge(self, model: str, used: Ranked, order: Sequence[Ranked]) -> None:
         """Move `used` on by one turn. `order`, best first, may leave out who comes later."""
         if model not in self._ends and len(self._ends) >= _MODELS:
             oldest = next(iter(self._ends))
             del self._ends[oldest], self._clock[oldest]
-        ends = self._ends.setdefault(model, {})
+        if (ends := self._ends.get(model)) is None:
+            ends = self._ends[model] = {}
         before = self._clock.get(model, 0.0)
         clock = self._clock[model] = _earliest(ends, before, order)
         node, step = used.node, 1.0 / used.weight
@@ -112,12 +115,6 @@ class Spreading:
         if unused.node in ends:
             ends[unused.node] -= 1.0 / unused.weight
             self._moved(model, unused.node)
-
-
-def _first(order: Collection[Ranked]) -> Ranked | None:
-    for ranked in order:
-        return ranked
-    return None
 
 
 def _earliest(ends: Mapping[str, float], clock: float, order: Iterable[Ranked]) -> float:

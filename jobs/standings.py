@@ -68,8 +68,6 @@ class Standings:
         touched = self._touched.get(model)
         if touched is not None:  # else nobody has asked yet
             touched.append(node)
-            if len(touched) > _MOST_TOUCHED:  # Redis is away, so nothing has been cleared for long
-                self.clear()
 
     def contexts(self, model: str) -> list[int]:
         """The lengths of context that there are for a model, in order."""
@@ -87,9 +85,14 @@ class Standings:
     ) -> Decision:
         """As `routing.choose` would, with the best few of the order, and the others if they are asked for.
         `in_flight` by ``node/model``."""
+        touched = self._touched.get(model)
+        if touched is not None and len(touched) > _MOST_TOUCHED:  # Redis is away: nothing is cleared any more
+            self.clear()
+            touched = None
+        if touched is None:
+            touched = self._touched[model] = []
         contexts = self.contexts(model)
         kind = model, only, frozenset(tried) if tried else _NOWHERE, bisect_left(contexts, hints.tokens)
-        touched = self._touched.setdefault(model, [])
         kept = self._kept.get(kind)
         if kept is None:
             if len(self._kept) >= _MOST_KINDS:

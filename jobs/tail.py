@@ -254,9 +254,11 @@ class Tails:
         tail = self._live.pop(job_id, None)
         if tail is None:
             return
-        tail.freeze()
         if tail.end:
+            tail.freeze()
             self._over[job_id] = (time.monotonic(), tail)
+        else:
+            tail.wake()
 
     def expire(self, now: float) -> None:
         """Drop what ended too long ago, by the monotonic clock."""

@@ -132,7 +132,7 @@ def test_a_wait_of_ones_own_is_said_in_whole_seconds():
 def test_what_is_not_the_callers_fault_names_the_request():
     def told(error: errors.ApiError) -> str:
         request = tracing.of([(b"x-request-id", b"mine-1")])
-        return tracing.within(request, lambda: error.data()["error"]["message"])
+        return tracing.within(request, lambda e: e.data()["error"]["message"], error)
 
     assert told(errors.of_job(ends.NoWorkers("none"))) == "none (request id mine-1)"
     assert told(errors.unexpected()).endswith("(request id mine-1)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -39,6 +40,30 @@ async def test_a_whole_answer_comes_back_and_is_recorded(desk, wire):
     assert row.created_at <= row.placed_at <= row.finished_at
     assert "score" in row.why
     assert await attempts(desk, asking.job) == [(node.id, "done")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_job_that_is_over_needs_no_collector_to_be_freed(desk, wire, stream):
+    """A busy process would hold many thousands, and stop for 0.1 s and more to look through them."""
+    node = ScriptedNode(wire)
+    await desk.refresh()
+    gc.collect()
+    gc.disable()
+    try:
+        asking = desk.ask(stream=stream)
+        work = await node.take()
+        if stream:
+            node.chunk(work, 0, b"data: {}\n\n")
+        node.done(work, int(stream))
+        await asking.first()
+        if stream:
+            await asking.rest()
+        await desk.row(asking.job)
+        del asking
+        await desk.held()
+        assert [each for each in gc.get_objects() if isinstance(each, interactive.InteractiveJob)] == []
+    finally:
+        gc.enable()
 
 
 @pytest.fixture
