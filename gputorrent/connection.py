@@ -224,7 +224,9 @@ class Exchange:
     def gather(self, body: bytes) -> None:
         """The next piece of the body."""
         gathered = self._body
-        if isinstance(gathered, list):
+        if not gathered:
+            self._body = [body]
+        elif isinstance(gathered, list):
             gathered.append(body)
             if len(gathered) > _PIECES:  # in one piece of memory: many small ones would take far more
                 self._body = bytearray(b"".join(gathered))

@@ -25,4 +25,4 @@ def take() -> bytes:
             return _left.popleft()  # in one step, whoever asks at the same moment
         except IndexError:
             page = os.urandom(_PAGE)
-            _left.extend(page[at : at + SIZE] for at in range(0, _PAGE, SIZE))
+            _left.extend([page[at : at + SIZE] for at in range(0, _PAGE, SIZE)])

@@ -13,7 +13,7 @@ the ledger for asynchronous jobs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
@@ -95,18 +95,20 @@ def write_behind(
     attempts: Sequence[AttemptRow],
     spent: Mapping[tuple[str, int], accounting.Spent] | None = None,
     using: str = DEFAULT_DB_ALIAS,
+    pause: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a batch of rows from memory: insert what is new, and update what is there only if it is older
     (by `version`) and not terminal; an attempt that has its outcome keeps it. One statement for each table;
-    all or nothing. What ended by it is accounted for; `spent` is what attempts (job, number) used.
+    all or nothing. What ended by it is accounted for; `spent` is what attempts (job, number) used, `pause` as
+    for `upsert.write`.
     """
     spent = spent or {}
     try:
         with transaction.atomic(using=using):
-            _write(jobs, attempts, spent, using, singly=False)
+            _write(jobs, attempts, spent, using, singly=False, pause=pause)
     except upsert.NotAll:
         with transaction.atomic(using=using):
-            _write(jobs, attempts, spent, using, singly=True)
+            _write(jobs, attempts, spent, using, singly=True, pause=pause)
 
 
 def _write(
@@ -116,9 +118,11 @@ def _write(
     using: str,
     *,
     singly: bool,
+    pause: Callable[[], None],
 ) -> None:
-    ended = [j for j in upsert.write(_JOBS, jobs, using, singly=singly) if j.state in TERMINAL]
-    closed = [a for a in upsert.write(_ATTEMPTS, attempts, using, singly=singly) if a.outcome]
+    how: Any = {"singly": singly, "pause": pause}
+    ended = [j for j in upsert.write(_JOBS, jobs, using, **how) if j.state in TERMINAL]
+    closed = [a for a in upsert.write(_ATTEMPTS, attempts, using, **how) if a.outcome]
     if not ended and not closed:
         return
     by_id = {job.id: job for job in jobs}

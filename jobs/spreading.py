@@ -103,8 +103,9 @@ class Spreading:
         clock = self._clock[model] = _earliest(ends, before, order)
         node, step = used.node, 1.0 / used.weight
         # Taken out, so that the first of the dict is the one that was used longest ago.
-        start = max(before, ends.pop(node, before))
-        ends[node] = min(start + step, clock + LEAD * step)
+        start = ends.pop(node, before)
+        end, latest = (start if start > before else before) + step, clock + LEAD * step
+        ends[node] = end if end < latest else latest
         if len(ends) > _NODES:
             del ends[next(iter(ends))]
         self._moved(model, node)

@@ -36,11 +36,19 @@ class NotAll(Exception):
     """The database took fewer rows than it was given, and did not say which."""
 
 
-def write(target: Target, rows: Sequence[Row], using: str, *, singly: bool = False) -> Sequence[Row]:
+def write(
+    target: Target,
+    rows: Sequence[Row],
+    using: str,
+    *,
+    singly: bool = False,
+    pause: Callable[[], None] = lambda: None,
+) -> Sequence[Row]:
     """Write rows that are all of one type and all different, whose fields are named as some of the model's
     columns; a new row has the defaults of the others. Times are in UTC. Returns those that were really
     written. Called inside a transaction, which is to be rolled back and tried again with `singly` when this
-    raises `NotAll`: that takes longer, but then it is known of each row."""
+    raises `NotAll`: that takes longer, but then it is known of each row. SQLite works in the thread that
+    calls it: there `pause` is called after each few rows."""
     if not rows:
         return rows
     connection = connections[using]
@@ -52,17 +60,23 @@ def write(target: Target, rows: Sequence[Row], using: str, *, singly: bool = Fal
             if len(told) == len(rows):
                 return rows
             return [row for row in rows if tuple(getattr(row, u) for u in target.unique) in told]
-        values = msgspec.to_builtins(list(map(astuple, rows)))
         if singly:
-            return [row for row, its in zip(rows, values, strict=True) if _took(cursor, statement, its)]
-        cursor.executemany(statement, values)
-        if cursor.rowcount != len(rows):
-            raise NotAll
+            return [row for row in rows if _took(cursor, statement, row)]
+        for n in range(0, len(rows), _AT_ONCE):
+            some = rows[n : n + _AT_ONCE]
+            cursor.executemany(statement, msgspec.to_builtins(list(map(astuple, some))))
+            if cursor.rowcount != len(some):
+                raise NotAll
+            pause()
     return rows
 
 
-def _took(cursor: Any, statement: str, values: Sequence[Any]) -> bool:
-    cursor.execute(statement, values)
+_AT_ONCE = 32
+"""Rows for SQLite between two pauses: a few tenths of a millisecond."""
+
+
+def _took(cursor: Any, statement: str, row: Struct) -> bool:
+    cursor.execute(statement, msgspec.to_builtins(astuple(row)))
     return bool(cursor.rowcount)
 
 

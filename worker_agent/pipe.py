@@ -28,10 +28,11 @@ _MORE: Any = object()
 class Asked:
     """One command as a pipe carries it, and whoever waits for its answer."""
 
-    __slots__ = ("again",)
+    __slots__ = ("again", "due")
 
     def __init__(self) -> None:
         self.again = False  # it was sent before, over a connection that broke
+        self.due = 0.0  # when its answer has to be there, by the loop's clock; since it was sent
 
     @property
     def wanted(self) -> bool:
@@ -116,7 +117,8 @@ class Pipe:
     """Commands given in one turn of the loop go out together, in order, in a single write.
 
     While one batch is under way the next gathers, so the cost of a trip is shared the more the busier it
-    is, and nothing that somebody waits for waits on a timer. Commands are not a transaction.
+    is, and nothing that somebody waits for waits on a timer. What is enough for a trip of its own goes at
+    once (`push`). Commands are not a transaction.
 
     A batch whose connection breaks is sent once more, over a new one (it may have been cut while it was
     idle). After a time-out there is no second try: a frozen server would cost every caller twice as long.
@@ -136,7 +138,6 @@ class Pipe:
         self._forgotten = 0  # of those that wait, the first so many are scripts to be sent whole
         self._soon = False  # a write is about to happen, or a connection to be opened
         self._opening: asyncio.Task[None] | None = None
-        self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._ended: redis.RedisError | None = None
 
@@ -224,6 +225,12 @@ class Pipe:
         if self._line is not None:
             self._write()
 
+    def push(self) -> None:
+        """Write at once what was given so far, though others may be under way: it is enough for a trip."""
+        # Where something has to be sent again, that goes before all that was given later.
+        if self._line is not None and not self._forgotten and (self._waiting or self._in_front):
+            self._send(self._line)
+
     # -- out -----------------------------------------------------------------------------------------
     def _write(self) -> None:
         self._soon = False
@@ -234,15 +241,20 @@ class Pipe:
             self._soon = True
             self._opening = loop.create_task(self._open())
             return
-        again = self._forgotten
-        self._sent.extend(self._waiting[:again])
-        self._sent.extend(self._in_front)
-        self._sent.extend(self._waiting[again:])
+        self._send(self._line)
+
+    def _send(self, line: _Line) -> None:
+        again, loop = self._forgotten, asyncio.get_running_loop()
+        batch = [*self._waiting[:again], *self._in_front, *self._waiting[again:]]
         self._waiting, self._in_front, self._forgotten = [], [], 0
-        self._line.write([piece for asked in self._sent for piece in asked.packed()])
-        self._deadline = loop.time() + self._answer_seconds
+        due, pieces = loop.time() + self._answer_seconds, []
+        for asked in batch:
+            asked.due = due
+            pieces += asked.packed()
+        self._sent.extend(batch)
+        line.write(pieces)
         if self._timer is None:
-            self._timer = loop.call_at(self._deadline, self._look)
+            self._timer = loop.call_at(due, self._look)
 
     async def _open(self) -> None:
         try:
@@ -259,13 +271,13 @@ class Pipe:
         self._write()
 
     def _look(self) -> None:
-        """Whether the batch under way takes too long: one timer, set again only when it has run out."""
+        """Whether what was sent first takes too long: one timer, set again only when it has run out."""
         self._timer = None
         if not self._sent:
             return
         loop = asyncio.get_running_loop()
-        if loop.time() < self._deadline:
-            self._timer = loop.call_at(self._deadline, self._look)
+        if loop.time() < (due := self._sent[0].due):
+            self._timer = loop.call_at(due, self._look)
             return
         line, self._line = self._line, None
         # What gathered meanwhile has waited as well: nobody waits for two time-outs.

@@ -59,9 +59,11 @@ async def test_a_job_that_is_over_needs_no_collector_to_be_freed(desk, wire, str
         if stream:
             await asking.rest()
         await desk.row(asking.job)
+        name = asking.job.id
         del asking
         await desk.held()
-        assert [each for each in gc.get_objects() if isinstance(each, interactive.InteractiveJob)] == []
+        jobs = [each for each in gc.get_objects() if type(each) is interactive.InteractiveJob]
+        assert name not in [each.id for each in jobs]
     finally:
         gc.enable()
 

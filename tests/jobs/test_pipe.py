@@ -160,6 +160,68 @@ async def test_who_has_gathered_need_not_wait_for_the_end_of_the_turn(client, wi
     assert await asyncio.gather(*asked, behind) == [2, 3, 4]
 
 
+async def test_what_is_enough_for_a_trip_goes_though_another_is_under_way(client, wire):
+    pipe = Pipe(client)
+    pipe.push()  # there is no line yet, and nothing to write
+    await pipe.send("SET", "a", 1)
+    first, second = pipe.send("INCR", "a"), pipe.send("INCR", "a")
+    pipe.push()
+    behind = pipe.send("INCR", "a")
+    pipe.push()
+    pipe.push()
+    last = pipe.send("INCR", "a")
+    assert wire.get("a") == b"4"  # all but the last, and this loop has not turned
+    assert await asyncio.gather(first, second, behind, last) == [2, 3, 4, 5]
+
+
+async def test_what_is_pushed_waits_for_scripts_that_are_sent_again(client, wire):
+    pipe = Pipe(client)
+    add = Script(pipe, "return redis.call('RPUSH', 'k', ARGV[1])")
+    await pipe.send("PING")
+    asked = [add.ask("a")]
+    pipe.push()
+    pipe.send("BLPOP", "none", 0.2)
+    pipe.push()
+    asked.append(add.ask("b"))
+    pipe.push()
+    await until(lambda: pipe._forgotten == 1)  # of one it is known, of the other it is not yet
+    asked.append(pipe.send("RPUSH", "k", "c"))
+    pipe.push()
+    assert await asyncio.gather(*asked) == [1, 2, 3]
+    assert wire.lrange("k", 0, -1) == [b"a", b"b", b"c"]
+
+
+async def test_a_line_that_is_cut_under_several_trips_costs_nobody_an_answer(client, wire):
+    pipe = Pipe(client)
+    mine = await pipe.send("CLIENT", "ID")
+    asked = []
+    wire.client_kill_filter(_id=str(mine))
+    for n in range(3):
+        asked.append(pipe.send("RPUSH", "k", n))
+        pipe.push()
+    assert await asyncio.gather(*asked) == [1, 2, 3]
+    assert wire.lrange("k", 0, -1) == [b"0", b"1", b"2"]
+
+
+async def test_who_comes_later_does_not_lengthen_what_others_wait(client, wire):
+    pipe = Pipe(client, answer_seconds=0.3)
+    assert await pipe.send("PING") in {True, b"PONG"}
+    wire.client_pause(3000)
+    first = pipe.send("SET", "a", 1)
+    others = []
+    for _ in range(40):
+        others.append(pipe.send("SET", "a", 1))
+        pipe.push()
+        if first.done():
+            break
+        await asyncio.sleep(0.05)
+    assert len(others) < 20
+    for asked in (first, *others):
+        with pytest.raises(redis.TimeoutError):
+            await asked
+    wire.client_unpause()
+
+
 async def test_a_server_that_does_not_answer_costs_its_askers_one_time_out(client, wire):
     pipe = Pipe(client, answer_seconds=0.2)
     assert await pipe.send("PING") in {True, b"PONG"}

@@ -75,9 +75,9 @@ def written(monkeypatch) -> list[tuple[list[object], bool]]:
     """Each statement that went to the database: its rows, and whether they went singly."""
     seen, write = [], upsert.write
 
-    def watched(target, rows, using, *, singly):
+    def watched(target, rows, using, *, singly, pause):
         seen.append((list(rows), singly))
-        return write(target, rows, using, singly=singly)
+        return write(target, rows, using, singly=singly, pause=pause)
 
     monkeypatch.setattr(upsert, "write", watched)
     return seen
@@ -215,6 +215,19 @@ async def test_the_loop_is_not_held_up_by_the_rows_of_a_whole_batch(recorder):
     turning.cancel()
     assert seen[0] - before >= 8
     assert await Job.objects.acount() == 400
+
+
+async def test_its_thread_leaves_the_core_now_and_then_unless_too_much_is_behind(recorder, monkeypatch):
+    rests: list[int] = []
+    monkeypatch.setattr("jobs.recorder._rest", lambda: rests.append(1))
+    for _ in range(1400):
+        recorder.note(job())
+    assert await recorder._write_batch()
+    assert rests == []
+    assert await recorder._write_batch()
+    on_sqlite = connection.vendor == "sqlite"  # elsewhere it waits for the server
+    assert len(rests) == (2 * 13 if on_sqlite else 0)  # 400 rows in each of two tables
+    assert await Job.objects.acount() == 1400
 
 
 async def test_nothing_is_lost_if_it_is_stopped_while_it_makes_rows(ledger, settings):

@@ -49,11 +49,20 @@ async def test_what_gathers_in_a_turn_is_one_call_in_the_order_in_which_it_was_a
     assert wire.lrange("list", 1, -1) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-async def test_more_than_a_call_holds_goes_out_in_several(steps, wire):
+async def test_what_is_enough_for_a_call_goes_before_the_turn_is_over(steps, wire):
     await steps("add", "first")
     before = calls(wire)
-    assert await asyncio.gather(*(steps.ask("add", n) for n in range(600))) == list(range(2, 602))
-    assert calls(wire) == before + 2
+    asked = [steps.ask("add", n) for n in range(100)]
+    assert wire.llen("list") == 81  # two calls, and this loop has not turned
+    assert await asyncio.gather(*asked) == list(range(2, 102))
+    assert calls(wire) == before + 3
+
+
+async def test_more_than_a_call_holds_goes_out_in_several(steps, wire):
+    before = calls(wire)
+    # While there is no connection all of it gathers.
+    assert await asyncio.gather(*(steps.ask("add", n) for n in range(600))) == list(range(1, 601))
+    assert calls(wire) - before in {2, 3, 4}  # each of two, once more where it was not known
 
 
 async def test_what_is_asked_while_a_call_is_under_way_goes_with_the_next(steps, wire):
