@@ -98,9 +98,9 @@ def write_behind(
     pause: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a batch of rows from memory: insert what is new, and update what is there only if it is older
-    (by `version`) and not terminal; an attempt that has its outcome keeps it. One statement for each table;
-    all or nothing. What ended by it is accounted for; `spent` is what attempts (job, number) used, `pause` as
-    for `upsert.write`.
+    (by `version`) and not terminal; an attempt that has its outcome keeps it. One statement for each table
+    (SQLite: for a few of its rows), all or nothing. What ended by it is accounted for; `spent` is what
+    attempts (job, number) used, `pause` as for `upsert.write`.
     """
     spent = spent or {}
     try:
