@@ -52,6 +52,18 @@ def test_keys_are_listed_and_revoked_by_their_beginning():
             run("apikey", "revoke", wrong)
 
 
+@pytest.mark.parametrize("verb", ["create", "edit", "rotate", "revoke", "list", "show"])
+def test_it_ends_when_every_web_process_has_looked(verb, settings, monkeypatch):
+    settings.SNAPSHOT_SECONDS = 0.0
+    run("apikey", "create", "--name", "ann")
+    ann = ApiKey.objects.get().prefix
+    arguments = {"create": ["--name", "bob"], "edit": [ann, "--rpm", "5"], "list": []}.get(verb, [ann])
+    settings.SNAPSHOT_SECONDS, waited = 3.0, []
+    monkeypatch.setattr("time.sleep", waited.append)
+    run("apikey", verb, *arguments)
+    assert waited == ([] if verb in {"list", "show"} else [6.0])
+
+
 def test_bootstrap_makes_what_a_first_look_needs():
     made = json.loads(run("bootstrap", "--json"))
     admin = get_user_model().objects.get(username=made["admin_user"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import time
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
@@ -24,6 +26,7 @@ _LIMITS = {
     "tokens_per_day": "tokens a day (UTC)",
     "tokens_per_month": "tokens a month (UTC)",
 }
+_CHANGES = frozenset({"create", "edit", "rotate", "revoke"})
 _SHORT = {"requests_per_minute": "--rpm", "tokens_per_minute": "--tpm"}
 
 
@@ -70,6 +73,11 @@ class Command(BaseCommand):
             told = e.message_dict if hasattr(e, "error_dict") else {"": e.messages}
             lines = [f"{f'--{_flag(name)}: ' if name else ''}{' '.join(said)}" for name, said in told.items()]
             raise CommandError("; ".join(lines)) from None
+        if verb in _CHANGES:
+            # A script goes on with the key that was printed, or takes a revoked one for useless: so this ends
+            # when all web processes have looked, which they may do half as late again as they mean to.
+            self.stdout.flush()
+            time.sleep(2 * settings.SNAPSHOT_SECONDS)
 
     def _create(self, *, name: str, json: bool, **options: Any) -> None:
         given = _given(options)
