@@ -58,7 +58,8 @@ def test_it_ends_when_every_web_process_has_looked(verb, settings, monkeypatch):
     run("apikey", "create", "--name", "ann")
     ann = ApiKey.objects.get().prefix
     arguments = {"create": ["--name", "bob"], "edit": [ann, "--rpm", "5"], "list": []}.get(verb, [ann])
-    settings.SNAPSHOT_SECONDS, waited = 3.0, []
+    waited: list[float] = []
+    settings.SNAPSHOT_SECONDS = 3.0
     monkeypatch.setattr("time.sleep", waited.append)
     run("apikey", verb, *arguments)
     assert waited == ([] if verb in {"list", "show"} else [6.0])
