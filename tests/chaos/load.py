@@ -247,6 +247,8 @@ class Load:
     def _job_ended(self, call: Call, record: dict[str, Any]) -> None:
         if record["status"] == "completed":
             call.end = End.COMPLETED
+            if call.deleted and record["result_dropped"]:
+                return  # it was done before it could be ended, and then its deletion is that of what is kept
             call.take_tokens(record["result"]["choices"][0]["message"]["content"])
             self._whole(call)
         elif record["status"] == "cancelled" and call.deleted:

@@ -47,6 +47,25 @@ def wrong(where: World, calls: list[Call], rows: list[dict[str, Any]]) -> list[s
     return [check.name for check in found if check.wrong]
 
 
+@pytest.mark.parametrize(("deleted", "right"), [(True, True), (False, False)])
+def test_a_result_is_gone_only_if_it_was_deleted(deleted, right):
+    seen = call(Kind.JOB, End.OPEN, deleted=deleted)
+    record = {"status": "completed", "result": None, "result_dropped": True}
+    try:
+        Load([1], "key", 1)._job_ended(seen, record)
+    except TypeError as e:  # what a client makes of it that takes what it has
+        seen.problems.append(str(e))
+    assert (seen.end, not seen.problems) == (End.COMPLETED, right)
+
+
+def test_a_result_that_is_there_is_looked_at_though_it_was_deleted():
+    seen = call(Kind.JOB, End.OPEN, deleted=True)
+    result = {"choices": [{"message": {"content": "a.0 a.1"}}]}
+    record = {"status": "completed", "result": result, "result_dropped": False}
+    Load([1], "key", 1)._job_ended(seen, record)
+    assert seen.problems
+
+
 # -- tokens ----------------------------------------------------------------------------------------------
 
 
