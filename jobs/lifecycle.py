@@ -95,7 +95,7 @@ def write_behind(
     attempts: Sequence[AttemptRow],
     spent: Mapping[tuple[str, int], accounting.Spent] | None = None,
     using: str = DEFAULT_DB_ALIAS,
-    pause: Callable[[], None] = lambda: None,
+    pause: Callable[[], None] | None = None,
 ) -> None:
     """Write a batch of rows from memory: insert what is new, and update what is there only if it is older
     (by `version`) and not terminal; an attempt that has its outcome keeps it. One statement for each table
@@ -118,7 +118,7 @@ def _write(
     using: str,
     *,
     singly: bool,
-    pause: Callable[[], None],
+    pause: Callable[[], None] | None,
 ) -> None:
     how: Any = {"singly": singly, "pause": pause}
     ended = [j for j in upsert.write(_JOBS, jobs, using, **how) if j.state in TERMINAL]

@@ -150,7 +150,8 @@ class Recorder:
                     raise
         if not jobs:
             return
-        pause = _rest if len(batch) + len(self._changed) < _BATCH else _no_rest
+        # Where so much is to be written that the core is busy anyway, to change between the two costs more.
+        pause = _rest if len(batch) + len(self._changed) < _BATCH else None
         await self._in_thread(lambda: _write(jobs, attempts, spent, pause))
         for each in stay:
             each.recorded = True
@@ -178,11 +179,7 @@ def _rest() -> None:
     time.sleep(_REST_SECONDS)
 
 
-def _no_rest() -> None:
-    """When so much is to be written that the core is busy anyway, to change between the two costs more."""
-
-
-def _write(jobs: list, attempts: list, spent: dict, pause: Callable[[], None]) -> None:
+def _write(jobs: list, attempts: list, spent: dict, pause: Callable[[], None] | None) -> None:
     # A connection that broke is opened anew. SQLite's break with an error only, and opening one for each
     # batch would be a tenth of what it costs.
     if connection.vendor != "sqlite" or connection.errors_occurred:

@@ -42,7 +42,7 @@ def write(
     using: str,
     *,
     singly: bool = False,
-    pause: Callable[[], None] = lambda: None,
+    pause: Callable[[], None] | None = None,
 ) -> Sequence[Row]:
     """Write rows that are all of one type and all different, whose fields are named as some of the model's
     columns; a new row has the defaults of the others. Times are in UTC. Returns those that were really
@@ -67,7 +67,8 @@ def write(
             cursor.executemany(statement, msgspec.to_builtins(list(map(astuple, some))))
             if cursor.rowcount != len(some):
                 raise NotAll
-            pause()
+            if pause is not None:
+                pause()
     return rows
 
 
