@@ -33,6 +33,14 @@ from worker_agent.contract import (
 PATIENCE_SECONDS = 10.0
 
 
+def standing_still(true: Callable[[], bool]) -> bool:
+    """Whether something comes to hold in the server while this loop does not turn."""
+    deadline = time.monotonic() + 5
+    while not (found := true()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
 async def until(true: Callable[[], Any]) -> Any:
     """Let the loop run until something holds, and return it. The limit is for broken code only."""
     deadline = time.monotonic() + PATIENCE_SECONDS
