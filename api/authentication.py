@@ -22,6 +22,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 import redis
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError, InterfaceError
 from django.db.models import Q
@@ -140,6 +141,12 @@ def announce() -> None:
         log.warning(
             "redis unavailable error=%s: key change seen within %g s", type(e).__name__, _RELOAD_SECONDS
         )
+
+
+def let_all_look() -> None:
+    """Return when every web process knows of the last change, so that a key which is printed then is good.
+    They may look half as late again as they mean to."""
+    time.sleep(2 * settings.SNAPSHOT_SECONDS)
 
 
 class Stranger(Enum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import httpx
@@ -15,15 +16,18 @@ from gputorrent.question import QUESTION, Answer, NoAnswer, ask
 from gputorrent.stack import Stack, get
 
 _MODEL_SECONDS = 3600.0
+_LOOK_SECONDS = 0.5
+_REFUSED_SECONDS = 10.0  # web processes hear of a new key within a second, on a busy machine later
 
 
 def wait_for_model(stack: Stack, family: Family, agent: Child, key: str, model: Model) -> None:
     """Until callers can use it; the agent's own words are shown meanwhile. Raises Failure."""
     progress = Progress(f"waiting for {model.name}")
     shown = 0
+    refused_since: float | None = None
 
     def ready() -> bool:
-        nonlocal shown
+        nonlocal shown, refused_since
         lines = agent.output().splitlines()
         for line in lines[shown:]:
             progress.note(f"  agent: {_without_time(line)}")
@@ -34,11 +38,15 @@ def wait_for_model(stack: Stack, family: Family, agent: Child, key: str, model: 
         except httpx.HTTPError:
             return False
         if response.status_code in {401, 403}:
+            refused_since = refused_since or time.monotonic()
+            if time.monotonic() - refused_since < _REFUSED_SECONDS:
+                return False
             raise Failure(f"the coordinator refuses its own key: HTTP {response.status_code}")
+        refused_since = None
         return response.status_code == 200 and model.name in {m["id"] for m in response.json()["data"]}
 
     try:
-        family.wait(ready, _MODEL_SECONDS, "loading the model", every=0.5)
+        family.wait(ready, _MODEL_SECONDS, "loading the model", every=_LOOK_SECONDS)
     except BaseException:
         progress.failed()
         raise

@@ -65,6 +65,14 @@ def test_it_ends_when_every_web_process_has_looked(verb, settings, monkeypatch):
     assert waited == ([] if verb in {"list", "show"} else [6.0])
 
 
+def test_bootstrap_ends_when_every_web_process_has_looked(settings, monkeypatch):
+    settings.SNAPSHOT_SECONDS = 3.0
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    run("bootstrap")
+    assert waited == [6.0]
+
+
 def test_bootstrap_makes_what_a_first_look_needs():
     made = json.loads(run("bootstrap", "--json"))
     admin = get_user_model().objects.get(username=made["admin_user"])

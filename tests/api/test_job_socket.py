@@ -133,13 +133,13 @@ class Place:
 
 
 @pytest.fixture
-async def place(ledger: None, wire: Any, settings: Any) -> AsyncIterator[Callable[[], Awaitable[Place]]]:
+async def place(ledger: None, wire: Any, settings: Any) -> AsyncIterator[Callable[..., Awaitable[Place]]]:
     settings.SNAPSHOT_SECONDS = 0.02
     settings.RECORD_SECONDS = 0.02
     async with AsyncExitStack() as stack:
 
-        async def start() -> Place:
-            node = ScriptedNode(wire, slots=4)
+        async def start(slots: int = 4) -> Place:
+            node = ScriptedNode(wire, slots=slots)
             made = Place(await stack.enter_async_context(running(application)), node)
             stack.push_async_callback(made.close)
             return made
@@ -261,8 +261,7 @@ async def test_one_that_breaks_off(place):
 
 async def test_one_that_waits_says_where_it_stands(place):
     _, secret = await make("ann")
-    here = await place()
-    here.node.publish(slots=1)
+    here = await place(slots=1)
     work = await here.stream(secret)
     body = {**HELLO, "stream": True}
     headers = {"Authorization": f"Bearer {secret}"}

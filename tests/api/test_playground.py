@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -16,7 +17,7 @@ from django.test import Client
 from api import authentication
 from api.models import ApiKey, Usage
 from jobs.models import Job
-from tests.jobs.scripted import ScriptedNode, until
+from tests.jobs.scripted import PATIENCE_SECONDS, ScriptedNode, until
 from worker_agent.contract import Cancel
 
 PAGE = "/admin/playground/"
@@ -39,6 +40,24 @@ class Session:
         self.headers["Cookie"] += f"; csrftoken={page.cookies['csrftoken']}"
         self.headers["X-CSRFToken"] = token[1]
         return self
+
+    async def node(self, wire, **more) -> ScriptedNode:
+        """A node with model `m`, once the web process knows of it."""
+        node = ScriptedNode(wire, **more)
+        await self.sees(lambda models: any(model["usable"] for model in models))
+        return node
+
+    async def sees(self, true: Callable[[list[dict]], bool]) -> None:
+        """Wait until the models are like that. The web process looks again every now and then."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                if true(await self.models()):
+                    return
+                await asyncio.sleep(0.01)
+
+    async def models(self) -> list[dict]:
+        answer = await self.client.get(f"{PAGE}models", headers=self.headers)
+        return answer.json()["data"]
 
     async def ask(self, path: str = CHAT, **changes):
         return await self.client.post(path, json={**HELLO, **changes}, headers=self.headers)
@@ -69,7 +88,7 @@ async def row_of(name: str) -> ApiKey:
 
 
 async def test_a_stream_passes_untouched_and_is_counted_for_the_user(ada, wire):
-    node = ScriptedNode(wire)
+    node = await ada.node(wire)
     asking = asyncio.create_task(ada.ask(stream=True))
     work = await node.take()
     node.chunk(work, 0, b'data: {"a": 1}\n\n')
@@ -87,7 +106,7 @@ async def test_a_stream_passes_untouched_and_is_counted_for_the_user(ada, wire):
 
 
 async def test_a_plain_completion_gets_its_body_to_the_engine(ada, wire):
-    node = ScriptedNode(wire)
+    node = await ada.node(wire)
     body = {"model": "m", "prompt": "Once", "max_tokens": 4}
     asking = asyncio.create_task(ada.client.post(f"{PAGE}v1/completions", json=body, headers=ada.headers))
     work = await node.take()
@@ -97,7 +116,7 @@ async def test_a_plain_completion_gets_its_body_to_the_engine(ada, wire):
 
 
 async def test_stop_ends_the_job_on_its_node(ada, wire):
-    node = ScriptedNode(wire)
+    node = await ada.node(wire)
     asking = asyncio.create_task(ada.ask(stream=True))
     work = await node.take()
     node.chunk(work, 0, b'data: {"a": 1}\n\n')
@@ -108,7 +127,7 @@ async def test_stop_ends_the_job_on_its_node(ada, wire):
 
 
 async def test_requests_are_checked_as_any_callers_are(ada, wire):
-    ScriptedNode(wire)
+    await ada.node(wire)
     assert code_of(await ada.ask(temperature=9)) == (400, "invalid_value")
     assert code_of(await ada.ask(nonsense=1)) == (400, "unknown_parameter")
     assert code_of(await ada.ask(model="other")) == (404, "model_not_found")
@@ -117,22 +136,18 @@ async def test_requests_are_checked_as_any_callers_are(ada, wire):
 
 
 async def test_models_are_listed_with_how_they_stand(ada, wire):
-    ScriptedNode(wire, max_model_len=2048)
-    await asyncio.sleep(0.1)
-    answer = await ada.client.get(f"{PAGE}models", headers=ada.headers)
+    await ada.node(wire, max_model_len=2048)
     expected = {"id": "m", "state": "loaded", "words": "loaded on 1 node"}
-    assert answer.json()["data"] == [{**expected, "usable": True, "max_model_len": 2048}]
+    assert await ada.models() == [{**expected, "usable": True, "max_model_len": 2048}]
 
 
 async def test_the_users_row_has_rights_and_limits_like_any_key(ada, wire):
-    ScriptedNode(wire)
+    await ada.node(wire)
     await ada.ask(temperature=9)  # the row is made with the first request
     key = await row_of("ada")
     await sync_to_async(authentication.edit)(key, allowed_models=["other*"])
-    await asyncio.sleep(0.2)
+    await ada.sees(lambda models: not models)
     assert code_of(await ada.ask()) == (404, "model_not_found")
-    listed = await ada.client.get(f"{PAGE}models", headers=ada.headers)
-    assert listed.json()["data"] == []
     await sync_to_async(authentication.revoke)(key)
     assert code_of(await ada.ask()) == (401, "invalid_api_key")
 
@@ -148,7 +163,7 @@ async def test_no_secret_opens_the_row(ada, wire):
 
 
 async def test_what_one_user_asked_another_neither_sees_nor_ends(ada, wire):
-    node = ScriptedNode(wire)
+    node = await ada.node(wire)
     eve = await Session(ada.client, await cookie_of("eve", "add_job")).open()
     asking = asyncio.create_task(ada.ask(stream=True))
     work = await node.take()
@@ -179,7 +194,7 @@ async def test_a_stranger_and_who_is_no_staff_are_turned_away(ledger, serve, sta
 
 
 async def test_another_sites_script_cannot_ask(ada, wire):
-    ScriptedNode(wire)
+    await ada.node(wire)
     without = {"Cookie": ada.headers["Cookie"]}
     for method, path in (("POST", CHAT), ("DELETE", f"{PAGE}jobs/{'0' * 32}")):
         answer = await ada.client.request(method, path, json=HELLO, headers=without)

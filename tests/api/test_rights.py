@@ -264,23 +264,13 @@ async def left_before(client, node, ann):
     node.fail(work, Outcome.CANCELLED)
 
 
-async def left_while_waiting(client, node, ann):
-    node.publish(slots=0)
-    await asyncio.sleep(0.1)
-    asking = asyncio.create_task(client.post(CHAT, json=say(stream=True), headers=ann))
-    await until(lambda: wire_of(node).zcard("gt:board:waiting"))
-    asking.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asking
-
-
-def wire_of(node: ScriptedNode) -> Any:
-    return node.wire
+def is_free_again(wire: Any) -> bool:
+    return not wire.keys("gt:limits:open:*") and not wire.keys("gt:limits:reserved:*")
 
 
 @pytest.mark.parametrize(
     "end",
-    [whole, rejected, streamed, broken_off, failed, left_before, left_while_waiting],
+    [whole, rejected, streamed, broken_off, failed, left_before],
     ids=lambda e: e.__name__,
 )
 async def test_however_a_request_ends_its_place_is_free_again(serve, wire, end):
@@ -288,7 +278,24 @@ async def test_however_a_request_ends_its_place_is_free_again(serve, wire, end):
     ann = await caller(concurrency=1, tokens_per_day=100_000)
     client = await serve()
     await end(client, node, ann)
-    await until(lambda: not wire.keys("gt:limits:open:*") and not wire.keys("gt:limits:reserved:*"))
+    await until(lambda: is_free_again(wire))
+
+
+async def test_who_leaves_while_waiting_has_a_free_place_again(serve, wire):
+    node = ScriptedNode(wire)
+    ann, bob = await caller(concurrency=1, tokens_per_day=100_000), await caller("bob")
+    client = await serve()
+    others = asyncio.create_task(client.post(CHAT, json=say(), headers=bob))
+    work = await node.take()
+    asking = asyncio.create_task(client.post(CHAT, json=say(stream=True), headers=ann))
+    await until(lambda: wire.zcard("gt:board:waiting"))
+    assert not is_free_again(wire)
+    asking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asking
+    await until(lambda: is_free_again(wire))
+    node.done(work)
+    assert (await others).status_code == 200
 
 
 async def test_one_more_than_its_concurrency_is_refused_meanwhile(serve, wire):

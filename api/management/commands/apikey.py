@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from typing import Any
 
-from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from api.admin import limits_in_words
-from api.authentication import edit, new_key, revoke, rotate
+from api.authentication import edit, let_all_look, new_key, revoke, rotate
 from api.models import ApiKey, among, places
 from nodes.management.commands.enrolment_token import duration
 
@@ -74,10 +72,9 @@ class Command(BaseCommand):
             lines = [f"{f'--{_flag(name)}: ' if name else ''}{' '.join(said)}" for name, said in told.items()]
             raise CommandError("; ".join(lines)) from None
         if verb in _CHANGES:
-            # A script goes on with the key that was printed, or takes a revoked one for useless: so this ends
-            # when all web processes have looked, which they may do half as late again as they mean to.
+            # A script goes on with the key that was printed, or takes a revoked one for useless.
             self.stdout.flush()
-            time.sleep(2 * settings.SNAPSHOT_SECONDS)
+            let_all_look()
 
     def _create(self, *, name: str, json: bool, **options: Any) -> None:
         given = _given(options)

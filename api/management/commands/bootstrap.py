@@ -12,7 +12,7 @@ from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 
-from api.authentication import new_key, revoke
+from api.authentication import let_all_look, new_key, revoke
 from api.models import ApiKey
 from nodes.models import EnrolmentToken
 from nodes.registry import new_token
@@ -41,6 +41,7 @@ class Command(BaseCommand):
         _, key = new_key(_NAME, staff=True)
         _, token = new_token(note=_NAME, expires_in=datetime.timedelta(hours=24), max_uses=0)
         made = {"admin_user": _ADMIN, "admin_password": password, "enrolment_token": token, "api_key": key}
+        let_all_look()  # the key is used at once
         if options["json"]:
             self.stdout.write(json.dumps(made))
             return
