@@ -23,11 +23,14 @@ _REFUSED_SECONDS = 10.0  # web processes hear of a new key within a second, on a
 def wait_for_model(stack: Stack, family: Family, agent: Child, key: str, model: Model) -> None:
     """Until callers can use it; the agent's own words are shown meanwhile. Raises Failure."""
     progress = Progress(f"waiting for {model.name}")
-    shown = 0
+    shown = listed = 0
     refused_since: float | None = None
+    # Each web process sees a new model at a look of its own, several in a second: by the third time that one
+    # of them has it, all have.
+    enough = 1 if stack.place.web_processes == 1 else 3
 
     def ready() -> bool:
-        nonlocal shown, refused_since
+        nonlocal shown, listed, refused_since
         lines = agent.output().splitlines()
         for line in lines[shown:]:
             progress.note(f"  agent: {_without_time(line)}")
@@ -43,7 +46,9 @@ def wait_for_model(stack: Stack, family: Family, agent: Child, key: str, model: 
                 return False
             raise Failure(f"the coordinator refuses its own key: HTTP {response.status_code}")
         refused_since = None
-        return response.status_code == 200 and model.name in {m["id"] for m in response.json()["data"]}
+        has_it = response.status_code == 200 and model.name in {m["id"] for m in response.json()["data"]}
+        listed = listed + 1 if has_it else 0
+        return listed >= enough
 
     try:
         family.wait(ready, _MODEL_SECONDS, "loading the model", every=_LOOK_SECONDS)

@@ -61,9 +61,9 @@ def coordinator(*answers):
 def wait(tmp_path, monkeypatch):
     monkeypatch.setattr(first_answer, "_LOOK_SECONDS", 0.02)
 
-    def wait(server: Coordinator) -> None:
+    def wait(server: Coordinator, web_processes: int = 1) -> None:
         family = Family(Interrupts())
-        stack = Stack(Place(tmp_path, "127.0.0.1", server.server_port), family, {})
+        stack = Stack(Place(tmp_path, "127.0.0.1", server.server_port, web_processes), family, {})
         agent = Child("agent", ["true"], tmp_path / "log")
         first_answer.wait_for_model(stack, family, agent, "sk-gt-x", Model("m", "m"))
 
@@ -74,6 +74,12 @@ def test_a_key_that_is_not_known_yet_is_waited_for(wait):
     with coordinator(REFUSED, REFUSED, NONE_YET, LOADED) as server:
         wait(server)
         assert server.keys == ["Bearer sk-gt-x"] * 4
+
+
+def test_of_several_web_processes_all_have_the_model_by_then(wait):
+    with coordinator(LOADED, NONE_YET, LOADED, LOADED, NONE_YET, LOADED) as server:
+        wait(server, web_processes=2)
+        assert len(server.keys) == 8
 
 
 def test_a_key_that_stays_refused_ends_it(wait, monkeypatch):
