@@ -24,13 +24,13 @@ def wait_for_model(stack: Stack, family: Family, agent: Child, key: str, model: 
     """Until callers can use it; the agent's own words are shown meanwhile. Raises Failure."""
     progress = Progress(f"waiting for {model.name}")
     shown = listed = 0
-    refused_since: float | None = None
+    known_by = time.monotonic() + _REFUSED_SECONDS
     # Each web process sees a new model at a look of its own, several in a second: by the third time that one
     # of them has it, all have.
     enough = 1 if stack.place.web_processes == 1 else 3
 
     def ready() -> bool:
-        nonlocal shown, listed, refused_since
+        nonlocal shown, listed
         lines = agent.output().splitlines()
         for line in lines[shown:]:
             progress.note(f"  agent: {_without_time(line)}")
@@ -41,11 +41,9 @@ def wait_for_model(stack: Stack, family: Family, agent: Child, key: str, model: 
         except httpx.HTTPError:
             return False
         if response.status_code in {401, 403}:
-            refused_since = refused_since or time.monotonic()
-            if time.monotonic() - refused_since < _REFUSED_SECONDS:
+            if time.monotonic() < known_by:
                 return False
             raise Failure(f"the coordinator refuses its own key: HTTP {response.status_code}")
-        refused_since = None
         has_it = response.status_code == 200 and model.name in {m["id"] for m in response.json()["data"]}
         listed = listed + 1 if has_it else 0
         return listed >= enough

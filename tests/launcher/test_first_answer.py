@@ -60,6 +60,7 @@ def coordinator(*answers):
 @pytest.fixture
 def wait(tmp_path, monkeypatch):
     monkeypatch.setattr(first_answer, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(first_answer, "_MODEL_SECONDS", 20.0)  # for broken code only
 
     def wait(server: Coordinator, web_processes: int = 1) -> None:
         family = Family(Interrupts())
